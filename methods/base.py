@@ -1,0 +1,208 @@
+"""What methods share: the base class, hyper-parameters, and the one epoch loop with its guard.
+
+A method is a frozen dataclass in a file of its own; its fields are its hyper-parameters. It is handed a private copy
+of a base model and the data it may see, and returns the unlearned model.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, ...]
+
+
+def hp(
+    default: Any,
+    low: Any = None,
+    high: Any = None,
+    *,
+    log: bool = False,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A hyper-parameter: the paper's default and the range to search (low–high, log-scaled or not, or choices).
+
+    All arguments are literals, because plans read them from the source without importing torch.
+    """
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "log": log, "choices": choices})
+
+
+class Data(Protocol):
+    """What a method sees of the data, as batches on the device. There is no test set to leak.
+
+    Batches are (images float (b, channels, height, width), labels int64 (b,)), augmented as in training, in a fresh
+    random order at every call. No batch has a single sample, which BatchNorm could not take.
+    """
+
+    num_classes: int
+    device: torch.device
+    rng: torch.Generator  # on the device, seeded by the task: every random draw of a method comes from it
+
+    def retain(self, batch_size: int) -> Iterable[Batch]: ...
+    def forget(self, batch_size: int) -> Iterable[Batch]: ...
+    def val(self, batch_size: int) -> Iterable[Batch]: ...
+    def union(self, batch_size: int) -> Iterable[Batch]:
+        """Retain and forget shuffled together: (images, labels, forgotten bool (b,))."""
+    def retain_sample(self, batch_size: int) -> Iterable[Batch]:
+        """A random subset of the retain set of the forget set's size."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An unlearning method. Subclasses add hyper-parameters as fields and say what they read in `needs`."""
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    paper: ClassVar[str]
+    version: ClassVar[int]
+    needs: ClassVar[tuple[str, ...]]
+
+    def unlearn(self, model: nn.Module, data: Data) -> nn.Module:
+        """The unlearned model. `model` is a private copy of the base, in training mode, and may be changed."""
+        raise NotImplementedError
+
+
+class Diverged(Exception):
+    """A loss or a weight is no longer finite. This is a result of a method, not a fault of the program."""
+
+
+# ---- optimizers and schedules ----------------------------------------------------------------------------------
+
+
+def sgd(model: nn.Module, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0) -> torch.optim.SGD:
+    """SGD with heavy-ball momentum and coupled weight decay over the trainable parameters of `model`."""
+    return torch.optim.SGD(
+        _trainable(model), lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=_on_gpu(model)
+    )
+
+
+def adam(model: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.Adam:
+    """Adam with coupled weight decay over the trainable parameters of `model`."""
+    return torch.optim.Adam(_trainable(model), lr=learning_rate, weight_decay=weight_decay, fused=_on_gpu(model))
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("this model is frozen: an optimizer must not change it")
+    return parameters
+
+
+def _on_gpu(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda
+
+
+Schedule = Callable[[int, int], float]
+
+
+def constant(epoch: int, epochs: int) -> float:
+    """Factor 1 in every epoch."""
+    return 1.0
+
+
+def cosine(epoch: int, epochs: int) -> float:
+    """(1 + cos(π·epoch/epochs))/2 for epoch 0 … epochs − 1, from 1 towards 0."""
+    return (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def triangular(epoch: int, epochs: int) -> float:
+    """With t = epoch + 1, A = ⌊(epochs+1)/2⌋, S = epochs + 1: t/A up to A, then (S − t)/(S − A)."""
+    step, peak, total = epoch + 1, (epochs + 1) // 2, epochs + 1
+    return step / peak if step <= peak else (total - step) / (total - peak)
+
+
+SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "triangular": triangular}
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------
+
+
+def fit(
+    optimizer: torch.optim.Optimizer,
+    batches: Callable[[], Iterable[Batch]],
+    loss: Callable[..., Tensor],
+    *,
+    epochs: int,
+    schedule: Schedule = constant,
+) -> None:
+    """The one training loop: for each epoch, a descent step on `loss(*batch)` for each batch of `batches()`.
+
+    The learning rate is its initial value times `schedule(epoch, epochs)`. The host waits for the device once per
+    epoch, to raise Diverged when some loss was not finite.
+    """
+    initial = [group["lr"] for group in optimizer.param_groups]
+    for epoch in range(epochs):
+        for group, rate in zip(optimizer.param_groups, initial, strict=True):
+            group["lr"] = rate * schedule(epoch, epochs)
+        for batch in batches():
+            with precision(batch[0].device):
+                value = loss(*batch)
+            descend(optimizer, value)
+        check_finite(optimizer)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down the gradient of `loss`; notes on the device whether the loss was finite."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    finite = torch.isfinite(loss.detach())
+    optimizer.__dict__["all_finite"] = finite & optimizer.__dict__.get("all_finite", finite)
+
+
+def check_finite(optimizer: torch.optim.Optimizer) -> None:
+    """Raise Diverged if a loss given to `descend` with this optimizer was not finite. Waits for the device."""
+    if not bool(optimizer.__dict__.get("all_finite", True)):
+        raise Diverged("the loss is not finite")
+
+
+PRECISION: ContextVar[str] = ContextVar("precision", default="auto")  # 'auto', 'float32' or 'bfloat16'
+
+
+def precision(device: torch.device) -> torch.autocast:
+    """The context of forward passes that train: by default bfloat16 autocast on a GPU, float32 elsewhere."""
+    chosen = PRECISION.get()
+    reduced = chosen == "bfloat16" or (chosen == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=reduced)
+
+
+# ---- models ----------------------------------------------------------------------------------------------------
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A deep copy in eval mode without gradients, e.g. a teacher. No optimizer of this module accepts it."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def layers(model: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """The named modules of `model` that are of one of the given kinds, in definition order."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, kinds))
+
+
+def accumulate_gradient(model: nn.Module, batches: Iterable[Batch], loss: Callable[..., Tensor]) -> None:
+    """Add the gradient of `loss(*batch)`, summed over the batches, to the `.grad` of each parameter."""
+    for batch in batches:
+        with precision(batch[0].device):
+            value = loss(*batch)
+        value.backward()  # type: ignore[no-untyped-call]
+
+
+# ---- discovery -------------------------------------------------------------------------------------------------
+
+
+def plugin(package: str, name: str) -> Any:
+    """The class of the plug-in `name` in a package, e.g. plugin("methods", "finetune")."""
+    module = importlib.import_module(f"{package}.{name}")
+    for value in vars(module).values():
+        if isinstance(value, type) and value.__module__ == module.__name__ and vars(value).get("name") == name:
+            return value
+    raise LookupError(f"{package}/{name}.py: no class with name = {name!r}")

@@ -1,0 +1,377 @@
+"""The grid file: strict models, every mistake at once, the nearest name suggested, nothing run.
+
+    name: digits
+    datasets: [digits]
+    architectures: [cnn_small]
+    forget: [{random: {fraction: 0.2}}]
+    methods: [finetune, {gradient_ascent: {learning_rate: 0.001}}]
+    seeds: 3
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from orchestrator import catalogue
+from orchestrator.catalogue import Parameter
+from orchestrator.errors import UserError, nearest
+
+
+class Strict(BaseModel):
+    """A section of the grid: unknown keys and values of another type are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Choice(Strict):
+    """A plug-in with the parameters the grid sets; the others keep their defaults."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class Training(Strict):
+    """Overrides of the training recipe. What is left out comes from the dataset and then from RECIPE."""
+
+    optimizer: Literal["sgd", "adam"] | None = None
+    learning_rate: float | None = Field(None, gt=0)
+    momentum: float | None = Field(None, ge=0, lt=1)
+    weight_decay: float | None = Field(None, ge=0)
+    schedule: Literal["cosine", "constant"] | None = None
+    epochs: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    augment: bool | None = None
+    precision: Literal["auto", "float32", "bfloat16"] | None = None
+
+
+# The paper's recipe (spec: SGD 0.1, momentum 0.9, weight decay 5e-4, cosine per epoch); epochs come from the dataset.
+RECIPE = {
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "epochs": 50,
+    "batch_size": 256,
+    "augment": True,
+    "precision": "auto",
+}
+
+
+class Audit(Strict):
+    """The audit track: complementary pairs of bases, each base's members partitioned into forget sets."""
+
+    pairs: int = Field(ge=4)
+    forget_sets: int = Field(5, ge=1)
+    retrains: int | None = Field(None, ge=1)  # per base; the first forget sets of each base are retrained
+    training: Training = Training()
+
+    @property
+    def retrains_per_base(self) -> int:
+        """Two where there are two forget sets: the retrain row needs one model to attack and one to compare with."""
+        return self.retrains if self.retrains is not None else min(2, self.forget_sets)
+
+
+class Tune(Strict):
+    """The budget of the hyper-parameter search, one study per (method, dataset, architecture, forget recipe)."""
+
+    trials: int = Field(100, ge=1)
+
+
+class Run(Strict):
+    """How to run; none of this changes a result or an id."""
+
+    time_limit_s: float = Field(3600.0, gt=0)
+    actors_per_gpu: int = Field(1, ge=1)
+    max_actors: int | None = Field(None, ge=1)
+
+
+def _known(kind: str, singular: str) -> AfterValidator:
+    def check(name: str) -> str:
+        found = catalogue.plugins(kind)
+        if name not in found:
+            raise ValueError(
+                f"unknown {singular} {name!r}.{nearest(name, found)}  `lethe list {kind}` shows all."
+            )
+        return name
+
+    return AfterValidator(check)
+
+
+def _choice(value: Any) -> Any:
+    """`name` and `{name: {parameter: value}}` both name a plug-in."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and len(value) == 1:
+        [(name, parameters)] = value.items()
+        return {"name": str(name), "parameters": parameters or {}}
+    raise ValueError("write a name or {name: {parameter: value, …}}")
+
+
+def _checked(kind: str, singular: str) -> AfterValidator:
+    check_name = _known(kind, singular).func
+
+    def check(choice: Choice) -> Choice:
+        check_name(choice.name)  # type: ignore[call-arg]
+        declared = catalogue.plugins(kind)[choice.name].parameters
+        values = check_parameters(choice.name, choice.parameters, declared)
+        return Choice(name=choice.name, parameters=values)
+
+    return AfterValidator(check)
+
+
+def check_parameters(owner: str, values: dict[str, Any], declared: dict[str, Parameter]) -> dict[str, Any]:
+    """The values with their declared types; ValueError naming every unknown or impossible one."""
+    problems, checked = [], {}
+    for name, value in values.items():
+        if name not in declared:
+            problems.append(
+                f"unknown parameter {name!r} of {owner}.{nearest(name, declared)}"
+                f" {owner} has: {', '.join(declared) or 'none'}."
+            )
+            continue
+        problem = _parameter_problem(declared[name], value)
+        if problem:
+            problems.append(f"{owner}.{name}: {value!r} {problem}")
+        else:
+            checked[name] = float(value) if declared[name].kind == "float" else value
+    if problems:
+        raise ValueError(" ".join(problems))
+    return checked
+
+
+def _parameter_problem(parameter: Parameter, value: Any) -> str | None:
+    """What is wrong with a value, None if nothing is. The search range is not a limit; the sign is."""
+    types: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+    if not isinstance(value, types[parameter.kind]) or (isinstance(value, bool) and parameter.kind != "bool"):
+        return f"is not of type {parameter.kind}."
+    if parameter.choices is not None and value not in parameter.choices:
+        return f"is not one of {', '.join(map(repr, parameter.choices))}."
+    if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+        return "is not a finite number of at least 0."
+    if parameter.name in ("fraction",) and not 0 < value < 1:
+        return "is not between 0 and 1 (both excluded)."
+    return None
+
+
+def _unique(values: list[Any]) -> list[Any]:
+    names = [value.name if isinstance(value, Choice) else value for value in values]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"named twice: {', '.join(twice)}.")
+    return values
+
+
+def _seeds(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, list)):
+        raise ValueError(f"{value!r} is neither a count nor a list of seeds.")
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"{value} is too few, at least 1.")
+    return list(range(value)) if isinstance(value, int) else value
+
+
+Dataset = Annotated[str, _known("datasets", "dataset")]
+Architecture = Annotated[str, _known("architectures", "architecture")]
+MethodChoice = Annotated[Choice, BeforeValidator(_choice), _checked("methods", "method")]
+ForgetChoice = Annotated[Choice, BeforeValidator(_choice), _checked("forget", "forget recipe")]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class Grid(Strict):
+    """A benchmark: the product of datasets, architectures, forget recipes, methods and seeds."""
+
+    name: str = ""
+    datasets: Annotated[list[Dataset], Field(min_length=1), AfterValidator(_unique)]
+    architectures: Annotated[list[Architecture], Field(min_length=1), AfterValidator(_unique)]
+    forget: Annotated[list[ForgetChoice], Field(min_length=1)]
+    methods: Annotated[list[MethodChoice], AfterValidator(_unique)]
+    seeds: Annotated[list[Seed], BeforeValidator(_seeds), Field(min_length=1), AfterValidator(_unique)]
+    val_fraction: float = Field(0.15, gt=0, lt=1)
+    hyperparameters: str = "default"
+    training: dict[str, Training] = {}
+    audit: Audit | None = None
+    tune: Tune | None = None
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Grid:
+        problems = [*self._audit_problems(), *self._selector_problems()]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _audit_problems(self) -> list[str]:
+        if self.audit is None:
+            return []
+        problems = [
+            f"audit.forget_sets: {self.audit.forget_sets} disjoint sets of fraction {fraction} do not fit into"
+            f" one base; at most {int(1 / fraction + 1e-9)}."
+            for fraction in (choice.parameters.get("fraction") for choice in self.forget)
+            if fraction and fraction * self.audit.forget_sets > 1 + 1e-9
+        ]
+        if self.audit.retrains is not None and self.audit.retrains > self.audit.forget_sets:
+            problems.append(
+                f"audit.retrains: {self.audit.retrains} per base is too many, at most forget_sets ="
+                f" {self.audit.forget_sets}."
+            )
+        return problems
+
+    def _selector_problems(self) -> list[str]:
+        allowed = ["all", *self.datasets, *self.architectures]
+        allowed += [f"{d}/{a}" for d in self.datasets for a in self.architectures]
+        return [
+            f"training.{key}: no such dataset or architecture in this grid.{nearest(key, allowed)}"
+            f" Allowed: {', '.join(allowed)}."
+            for key in self.training
+            if key not in allowed
+        ]
+
+    def recipe(self, dataset: str, architecture: str, track: str) -> dict[str, Any]:
+        """The training recipe of a model: RECIPE, then the dataset's, then the overrides, the narrowest last."""
+        own = catalogue.plugins("datasets")[dataset].constants.get("training", {})
+        recipe = {**RECIPE, **own}
+        for selector in ("all", dataset, architecture, f"{dataset}/{architecture}"):
+            if selector in self.training:
+                recipe |= self.training[selector].model_dump(exclude_none=True)
+        if track == "audit" and self.audit is not None:
+            recipe |= self.audit.training.model_dump(exclude_none=True)
+        return recipe | {"version": catalogue.training_version()}
+
+
+def load(path: str) -> Grid:
+    """The grid in a YAML file with its hyper-parameters resolved; UserError with one line per mistake."""
+    data = _read_yaml(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a grid is a mapping of keys to values. README.md shows one.")
+    try:
+        grid = Grid.model_validate(data)
+    except ValidationError as error:
+        raise _user_error(path, error) from None
+    return _with_hyperparameters(path, grid)
+
+
+def _with_hyperparameters(path: str, grid: Grid) -> Grid:
+    """The grid with the values of a hyper-parameter file below those the grid sets itself."""
+    if grid.hyperparameters == "default":
+        return grid
+    if grid.hyperparameters == "tuned":
+        raise UserError(
+            f"{path}  hyperparameters: no tuned values are shipped with this version."
+            " Write 'default' or the path of a YAML file {method: {parameter: value}}."
+        )
+    source = str(Path(path).parent / grid.hyperparameters)
+    values = _read_yaml(source)
+    problems, methods = _unknown_methods(source, values), []
+    for choice in grid.methods:
+        declared = catalogue.plugins("methods")[choice.name].parameters
+        try:
+            given = check_parameters(choice.name, dict((values or {}).get(choice.name) or {}), declared)
+            methods.append(Choice(name=choice.name, parameters={**given, **choice.parameters}))
+        except (ValueError, TypeError) as error:
+            problems.append(f"{source}  {choice.name}: {error}")
+    if problems:
+        raise UserError(*problems)
+    return grid.model_copy(update={"methods": methods})
+
+
+def _unknown_methods(source: str, values: Any) -> list[str]:
+    if not isinstance(values, dict):
+        return [f"{source}: write {{method: {{parameter: value}}}}."]
+    known = catalogue.plugins("methods")
+    return [
+        f"{source}  {name}: unknown method.{nearest(str(name), known)}" for name in values if name not in known
+    ]
+
+
+# ---- YAML ------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key may stand once and 1e-3 is a number."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+    if twice:
+        raise yaml.MarkedYAMLError(problem=f"key {twice[0]!r} stands twice", problem_mark=node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _read_yaml(path: str) -> Any:
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable ({error}).") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise UserError(f"{path}:{line} not valid YAML: {error.problem}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
+
+
+# ---- messages --------------------------------------------------------------------------------------------------
+
+_SECTIONS: dict[str, type[BaseModel]] = {"audit": Audit, "tune": Tune, "run": Run, "training": Training}
+
+
+def _user_error(path: str, error: ValidationError) -> UserError:
+    lines = []
+    for problem in error.errors():
+        for text in _message(problem).split("\n"):
+            where = _where(problem["loc"])
+            lines.append(f"{path}  {where}: {text}" if where else f"{path}  {text}")
+    return UserError(*lines)
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    """'methods[2]' for ('methods', 2)."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _message(problem: Any) -> str:
+    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        *parents, key = problem["loc"]
+        allowed = _allowed_keys(parents)
+        return f"unknown key.{nearest(str(key), allowed)} Allowed: {', '.join(allowed)}."
+    if kind == "missing":
+        return "missing; every grid needs it."
+    if kind == "value_error":
+        return str(context["error"])
+    bounds = {"greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "more than")}
+    bounds |= {"less_than": ("lt", "less than"), "less_than_equal": ("le", "at most")}
+    if kind in bounds:
+        bound, words = bounds[kind]
+        return f"{value!r} is out of range, {words} {context[bound]:g}."
+    if kind == "too_short":
+        return "empty; name at least one."
+    if kind == "literal_error":
+        return f"{value!r} is not one of {context['expected']}.{nearest(str(value), _literals(context))}"
+    return f"{problem['msg']}, not {value!r}."
+
+
+def _allowed_keys(parents: list[int | str]) -> list[str]:
+    section: type[BaseModel] = _SECTIONS.get(str(parents[-1]), Training) if parents else Grid
+    return list(section.model_fields)
+
+
+def _literals(context: dict[str, Any]) -> list[str]:
+    return re.findall(r"'([^']*)'", str(context["expected"]))

@@ -1,0 +1,60 @@
+"""The driver's protocol in this process, without ray: for the debugger, and for machines that have no ray."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.session import Session
+
+RUNNER = "inline"
+
+
+def run(session: Session, data: str, time_limit_s: float) -> None:
+    """Run every task of the session, one after the other. A task over its time limit ends as `timeout`."""
+    if not session.schedule.total:
+        return
+    from workers.worker import Worker
+
+    worker = Worker(data)
+    for name in session.datasets():
+        session.write_samples(name, load_samples(worker, name))
+    session.progress.running = 1
+    while (task := session.schedule.take(RUNNER)) is not None:
+        held = task.base is None or task.base in worker.holds()
+        weights = None if held else session.store.read_model(str(task.base))
+        with _limit(time_limit_s):
+            outcome = worker.run({"id": task.id, "spec": task.spec}, weights)
+        session.finished(task, outcome, RUNNER)
+
+
+def load_samples(worker: Any, dataset: str) -> dict[str, Any]:
+    """The table samples of a dataset; UserError when its files are missing."""
+    try:
+        return dict(worker.samples(dataset))
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from None
+
+
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """Raise TimeLimit inside the block after `seconds`; only the main thread of a process can do that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from workers.run_task import TimeLimit
+
+    def stop(*_: object) -> None:
+        raise TimeLimit(f"longer than {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

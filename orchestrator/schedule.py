@@ -1,0 +1,139 @@
+"""What runs next, and where: pure bookkeeping over the plan and the ledger, the same for Ray and inline runs.
+
+Unlearn tasks wait for their base and then go to the runner that holds it; idle runners train, and take over waiting
+unlearn tasks when there is nothing left to train.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+
+from orchestrator.plan import Task
+
+FAILURES = ("oom", "diverged", "timeout", "bug", "lost_worker", "skipped")
+
+
+class Schedule:
+    """The tasks of a plan that still have to run.
+
+    statuses: how tasks of the ledger ended, by id. retry: failures to run again. has_model: whether the weights of a
+    finished base are still there; a base whose weights are gone but needed is trained again.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        statuses: dict[str, str],
+        *,
+        retry: Collection[str] = (),
+        has_model: Callable[[str], bool] = lambda _: True,
+        limit: int | None = None,
+    ) -> None:
+        tasks = list(tasks)
+        self._train: deque[Task] = deque()  # bases and retrains that wait for a runner
+        self._ready: dict[str, deque[Task]] = {}  # base id -> unlearn tasks whose base is there
+        self._waiting: dict[str, list[Task]] = {}  # base id -> unlearn tasks whose base is not there yet
+        self._owner: dict[str, str] = {}  # base id -> the runner that holds it
+        self._children: dict[str, int] = {}  # base id -> unlearn tasks not finished
+        self.skipped: list[tuple[Task, str]] = []  # cannot run, with the reason; to be recorded at the start
+        todo = _to_run(tasks, statuses, retry)
+        if limit is not None:
+            todo = _limited(tasks, todo, limit)
+        self._sort_in(tasks, todo, statuses, has_model)
+        self.total = self.left = len(self)
+
+    def __len__(self) -> int:
+        groups = [*self._ready.values(), *self._waiting.values()]
+        return len(self._train) + sum(map(len, groups))
+
+    def _sort_in(
+        self, tasks: list[Task], todo: set[str], statuses: dict[str, str], has_model: Callable[[str], bool]
+    ) -> None:
+        by_id = {task.id: task for task in tasks}
+        training = [task for task in tasks if task.id in todo and task.kind != "unlearn"]
+        in_training = {task.id for task in training}
+        for task in tasks:
+            base = task.base
+            if task.id not in todo or base is None:
+                continue
+            if base in in_training or base in self._waiting:
+                self._waiting.setdefault(base, []).append(task)
+            elif base in self._ready:
+                self._ready[base].append(task)
+            elif statuses.get(base) == "done" and has_model(base):
+                self._ready[base] = deque([task])
+            elif statuses.get(base) == "done":
+                training.append(by_id[base])  # its weights are gone
+                self._waiting[base] = [task]
+            else:
+                self.skipped.append((task, f"its base {base} is {statuses.get(base, 'missing')}"))
+                continue
+            self._children[base] = self._children.get(base, 0) + 1
+        self._train.extend(sorted(training, key=lambda task: task.kind != "base"))
+
+    def take(self, runner: str) -> Task | None:
+        """The next task for a runner, or None if it has to wait."""
+        own = next((base for base, owner in self._owner.items() if owner == runner and self._ready.get(base)), None)
+        free = next((base for base, group in self._ready.items() if group and base not in self._owner), None)
+        if own is None and free is not None:
+            self._owner[free] = runner
+        if own or free:
+            return self._ready[str(own or free)].popleft()
+        if self._train:
+            return self._train.popleft()
+        longest = max(self._ready, key=lambda base: len(self._ready[base]), default=None)
+        return self._ready[longest].popleft() if longest and self._ready[longest] else None
+
+    def put_back(self, task: Task) -> None:
+        """A task that was taken did not finish and has to run again."""
+        if task.base is None:
+            self._train.appendleft(task)
+        else:
+            self._ready[task.base].appendleft(task)
+
+    def finish(self, task: Task, status: str, runner: str) -> list[tuple[Task, str]]:
+        """Note how a task ended; returns the tasks that cannot run because of it, with the reason."""
+        self.left -= 1
+        if task.base is not None:
+            self._children[task.base] -= 1
+            return []
+        waiting = self._waiting.pop(task.id, [])
+        if status == "done":
+            if waiting:
+                self._ready[task.id] = deque(waiting)
+                self._owner[task.id] = runner
+            return []
+        self.left -= len(waiting)
+        self._children.pop(task.id, None)
+        return [(child, f"its base {task.id} is {status}") for child in waiting]
+
+    def forget_runner(self, runner: str) -> None:
+        """A runner is gone: what it held belongs to nobody."""
+        self._owner = {base: owner for base, owner in self._owner.items() if owner != runner}
+
+    def needs(self, base: str) -> bool:
+        """Whether an unlearn task that has not finished starts from this base."""
+        return self._children.get(base, 0) > 0
+
+
+def _to_run(tasks: list[Task], statuses: dict[str, str], retry: Collection[str]) -> set[str]:
+    """Ids without a row, with a failure to be retried, or skipped for a base that is done or runs again."""
+    todo = {task.id for task in tasks if task.id not in statuses or statuses[task.id] in retry}
+    for task in tasks:
+        if task.base is not None and statuses.get(task.id) == "skipped":
+            base_is_there = task.base in todo or statuses.get(task.base) == "done"
+            if base_is_there:
+                todo.add(task.id)
+    return todo
+
+
+def _limited(tasks: list[Task], todo: set[str], limit: int) -> set[str]:
+    """The first `limit` of the tasks to run, in the order of the plan (which has bases before their children)."""
+    chosen: set[str] = set()
+    for task in tasks:
+        if len(chosen) == limit:
+            break
+        if task.id in todo:
+            chosen.add(task.id)
+    return chosen

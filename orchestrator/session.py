@@ -1,0 +1,211 @@
+"""One run over one results folder: what inline.py and driver.py share.
+
+It asks the schedule for tasks and records outcomes: the single writer. A base's weights are durable before its row,
+scores before the rows of `runs`, and a task is done when its row is durable.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from orchestrator import __version__, schema
+from orchestrator.errors import UserError
+from orchestrator.keys import canonical
+from orchestrator.lock import Lock
+from orchestrator.plan import Plan, Task
+from orchestrator.provenance import commit
+from orchestrator.schedule import FAILURES, Schedule
+from orchestrator.store import Store, new_part, score_folder, score_rows
+
+FLUSH_ROWS = 256
+FLUSH_S = 30.0
+
+
+@dataclass
+class Progress:
+    """What a display may want to know; `failed` counts by kind, `notes` are lines to show."""
+
+    total: int = 0
+    done: int = 0
+    already: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    running: int = 0
+    retries: int = 0
+    started: float = field(default_factory=time.monotonic)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> int:
+        return self.done + sum(self.failed.values())
+
+
+Display = Callable[[Progress], None]
+
+
+class Session:
+    """The state of a run. Use as a context: it flushes when left, however it is left."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        lock: Lock,
+        display: Display,
+        *,
+        retry: Collection[str] = (),
+        limit: int | None = None,
+        keep_models: bool = False,
+    ) -> None:
+        self.plan, self.store, self.lock, self.display = plan, store, lock, display
+        self.keep_models = keep_models
+        ledger = store.runs(["task_id", "status", "attempt"])
+        aside = store.set_aside()
+        columns = (ledger[name].to_pylist() for name in ("task_id", "status", "attempt"))
+        rows = {task: (status, attempt) for task, status, attempt in zip(*columns, strict=True)}
+        statuses = {task: status for task, (status, _) in rows.items() if task in plan.by_id}
+        self._attempts = {task: attempt for task, (_, attempt) in rows.items()}
+        self._designs = set(store.read_table("designs", ["design"])["design"].to_pylist())
+        self.schedule = Schedule(
+            plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit
+        )
+        self.progress = Progress(total=self.schedule.total, already=len(plan.tasks) - self.schedule.total)
+        self.progress.notes += [f"{name} is damaged and was moved to aside/" for name in aside]
+        self._rows: list[dict[str, Any]] = []
+        self._scores: dict[str, list[dict[str, Any]]] = {}
+        self._new_designs: list[dict[str, Any]] = []
+        self._to_delete: set[str] = set()
+        self._flushed = time.monotonic()
+        for task, reason in self.schedule.skipped:
+            self._record(task, "skipped", reason)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    # ---- the life of a task ------------------------------------------------------------------------------------
+
+    def finished(self, task: Task, outcome: Any, runner: str, retries: int = 0) -> None:
+        """Record the outcome (workers.run_task.Outcome) of a task and of those that cannot run because of it."""
+        if outcome.weights is not None:
+            self.store.write_model(task.id, outcome.weights)
+        self._record(task, outcome.status, outcome.reason, outcome, retries)
+        for child, reason in self.schedule.finish(task, outcome.status, runner):
+            self._record(child, "skipped", reason)
+        base = task.base or (task.id if task.kind == "base" else None)
+        if base is not None and not self.schedule.needs(base) and not self.keep_models:
+            self._to_delete.add(base)
+        self.flush_if_due()
+        self.display(self.progress)
+
+    def failed(self, task: Task, status: str, reason: str, runner: str, retries: int = 0) -> None:
+        """Record a task that ended without an outcome: its worker is gone."""
+        self.finished(task, _NoOutcome(status, reason), runner, retries)
+
+    def _record(
+        self, task: Task, status: str, reason: str = "", outcome: Any = None, retries: int = 0
+    ) -> None:
+        attempt = self._attempts.get(task.id, 0) + 1
+        self._attempts[task.id] = attempt
+        row: dict[str, Any] = {"finished_at": time.time(), **(outcome.row if outcome else {})}
+        versions = json.loads(row.get("versions") or "{}") | {"lethe": __version__}
+        row |= task.columns() | {
+            "spec": canonical(task.spec),
+            "status": status,
+            "reason": reason,
+            "attempt": attempt,
+            "retries": retries,
+            "commit": commit(),
+            "versions": canonical(versions),
+        }
+        if outcome is not None and outcome.log:
+            row["log"] = self.store.write_log(task.id, attempt, outcome.log)
+        if outcome is not None and outcome.scores is not None:
+            folder = score_folder(row["dataset"], row["architecture"], row["kind"], row["method"])
+            rows = score_rows(task.id, outcome.scores.phi, outcome.scores.correct)
+            self._scores.setdefault(folder, []).extend(rows)
+        if outcome is not None and outcome.design and outcome.design["design"] not in self._designs:
+            self._designs.add(outcome.design["design"])
+            self._new_designs.append(outcome.design)
+        self._rows.append(row)
+        if status == "done":
+            self.progress.done += 1
+        else:
+            self.progress.failed[status] += 1
+
+    # ---- writing -----------------------------------------------------------------------------------------------
+
+    def flush_if_due(self) -> None:
+        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make everything recorded durable: designs, scores, then rows; then drop base models nobody needs."""
+        self._flushed = time.monotonic()
+        if self._rows:
+            part = new_part()
+            if self._new_designs:
+                self.store.write_part("designs", self._new_designs, part)
+            for folder, rows in self._scores.items():
+                self.store.write_part("scores", rows, part, folder)
+            self.store.write_part("runs", [row | {"part": part} for row in self._rows], part)
+            self._rows, self._scores, self._new_designs = [], {}, []
+        for base in self._to_delete:
+            self.store.delete_model(base)
+        self._to_delete.clear()
+        self.lock.beat()
+
+    def datasets(self) -> list[str]:
+        """The datasets of the tasks that still have to run."""
+        return self.plan.grid.datasets if self.schedule.total else []
+
+    def write_samples(self, dataset: str, facts: dict[str, Any]) -> None:
+        """Write the table samples of a dataset once; refuse data that differ from those of the earlier runs."""
+        folder = f"dataset={dataset}"
+        known = self.store.read_table("samples", ["sha256"], folder)["sha256"].to_pylist()
+        if known:
+            if known != facts["sha256"]:
+                raise UserError(
+                    f"dataset {dataset}: its content differs from that of the earlier runs in {self.store.uri}."
+                    " Restore the data or use another --results folder."
+                )
+            return
+        count, n_pool = len(facts["labels"]), facts["n_pool"]
+        table = pa.table(
+            {
+                "sample_id": range(count),
+                "split": ["pool"] * n_pool + ["test"] * (count - n_pool),
+                "label": facts["labels"],
+                "sha256": facts["sha256"],
+            }
+        ).cast(schema.arrow("samples"))
+        self.store.write_part("samples", table, new_part(), folder)
+
+
+@dataclass
+class _NoOutcome:
+    """Stands for the outcome of a task whose worker did not live to give one."""
+
+    status: str
+    reason: str
+    log: str = ""
+    row: dict[str, Any] = field(default_factory=dict)
+    scores: None = None
+    design: None = None
+    weights: None = None
+
+
+def retry_kinds(words: Collection[str]) -> set[str]:
+    """The failure kinds named by --retry; 'failed' names all. UserError for another word."""
+    unknown = [word for word in words if word not in (*FAILURES, "failed")]
+    if unknown:
+        raise UserError(f"--retry {unknown[0]}: not a failure kind. Allowed: failed, {', '.join(FAILURES)}.")
+    return set(FAILURES) if "failed" in words else set(words)

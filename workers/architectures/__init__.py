@@ -1,0 +1,1 @@
+"""One file per architecture, discovered by folder."""

@@ -1,0 +1,177 @@
+"""Datasets as tensors that live on the device, and the batches made of them there.
+
+Images stay uint8 until a batch is gathered; normalisation and augmentation happen on the device. Nothing here waits
+for the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What a dataset's `load` returns: uint8 images (n, channels, height, width), labels (n,), pool and test."""
+
+    pool_images: np.ndarray
+    pool_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+class DeviceDataset:
+    """A dataset on the device: the pool first, then the test set; sample ids are positions."""
+
+    def __init__(self, plugin: Any, arrays: Arrays, device: torch.device) -> None:
+        images = np.concatenate([arrays.pool_images, arrays.test_images])
+        labels = np.concatenate([arrays.pool_labels, arrays.test_labels]).astype(np.int64)
+        self.name: str = plugin.name
+        self.num_classes: int = plugin.num_classes
+        self.n_pool = len(arrays.pool_labels)
+        self.host_labels = labels
+        self.sample_sha256 = _sample_hashes(images, labels)
+        self.sha256 = hashlib.sha256(b"".join(self.sample_sha256)).hexdigest()
+        self.images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        self.labels = torch.from_numpy(labels).to(device)
+        shape = (1, -1, 1, 1)
+        mean, std = torch.tensor(plugin.mean).view(shape), torch.tensor(plugin.std).view(shape)
+        self.scale, self.shift = (1 / (255 * std)).to(device), (-mean / std).to(device)
+        self.pad: int = plugin.augment_pad
+        self.flip: bool = plugin.augment_flip
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.host_labels)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(channels, size) of the images."""
+        return self.images.shape[1], self.images.shape[-1]
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """float32 images of mean 0 and standard deviation 1 per channel, from uint8."""
+        return torch.addcmul(self.shift, images.float(), self.scale)
+
+    def augmented(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Each image cropped at random after zero padding (on the pixels), and mirrored with probability ½."""
+        if self.pad:
+            images = random_crop(images, self.pad, rng)
+        if self.flip:
+            mirror = torch.rand(len(images), 1, 1, 1, generator=rng, device=images.device) < 0.5
+            images = torch.where(mirror, images.flip(-1), images)
+        return images
+
+
+def random_crop(images: Tensor, pad: int, rng: torch.Generator) -> Tensor:
+    """Each image (b, c, h, w) shifted by up to `pad` pixels in both directions, zeros moving in."""
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+    offsets = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=rng, device=images.device)
+    rows = (offsets[0] + torch.arange(height, device=images.device))[:, None, :, None]
+    columns = (offsets[1] + torch.arange(width, device=images.device))[:, None, None, :]
+    batch = torch.arange(count, device=images.device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+    return padded[batch, channel, rows, columns]
+
+
+def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
+    """Start and end of each batch of `count` samples. A last batch of one joins the batch before it."""
+    starts = list(range(0, count, batch_size))
+    if len(starts) > 1 and count - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+class View:
+    """An index set of a dataset as shuffled, augmented batches; each pass draws a new order from `rng`."""
+
+    def __init__(
+        self, dataset: DeviceDataset, index: np.ndarray, rng: torch.Generator, *, augment: bool
+    ) -> None:
+        self.dataset, self.rng, self.augment = dataset, rng, augment
+        # A set of one sample is given twice, since BatchNorm cannot normalise a single one.
+        index = np.repeat(index, 2) if len(index) == 1 else index
+        self.index = torch.from_numpy(np.asarray(index, dtype=np.int64)).to(dataset.device)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """(images, labels, sample ids) in a random order; of `limit` samples only, if given."""
+        order = torch.randperm(len(self.index), generator=self.rng, device=self.dataset.device)[:limit]
+        shuffled = self.index[order]
+        for start, end in batch_bounds(len(shuffled), max(batch_size, 2)):
+            ids = shuffled[start:end]
+            images = self.dataset.images[ids]
+            if self.augment:
+                images = self.dataset.augmented(images, self.rng)
+            yield self.dataset.normalised(images), self.dataset.labels[ids], ids
+
+
+class UnlearnData:
+    """What a method sees (methods.base.Data): the index sets it says it needs, and no test set."""
+
+    def __init__(
+        self,
+        dataset: DeviceDataset,
+        sets: dict[str, np.ndarray],
+        needs: tuple[str, ...],
+        rng: torch.Generator,
+        *,
+        augment: bool,
+    ) -> None:
+        self.num_classes, self.device, self.rng = dataset.num_classes, dataset.device, rng
+        self._needs = needs
+        self._views = {name: View(dataset, index, rng, augment=augment) for name, index in sets.items()}
+        joined = np.concatenate([sets["retain"], sets["forget"]])
+        self._views["union"] = View(dataset, joined, rng, augment=augment)
+        forgotten = np.zeros(len(dataset), dtype=bool)
+        forgotten[sets["forget"]] = True
+        self._forgotten = torch.from_numpy(forgotten).to(dataset.device)
+
+    def retain(self, batch_size: int) -> Iterator[Batch]:
+        return self._pairs("retain", batch_size)
+
+    def forget(self, batch_size: int) -> Iterator[Batch]:
+        return self._pairs("forget", batch_size)
+
+    def val(self, batch_size: int) -> Iterator[Batch]:
+        return self._pairs("val", batch_size)
+
+    def union(self, batch_size: int) -> Iterator[Batch]:
+        """Retain and forget shuffled together: (images, labels, forgotten bool (b,))."""
+        self._allow("retain")
+        self._allow("forget")
+        batches = self._views["union"].batches(batch_size)
+        return ((images, labels, self._forgotten[ids]) for images, labels, ids in batches)
+
+    def retain_sample(self, batch_size: int) -> Iterator[Batch]:
+        """A random subset of the retain set, as large as the forget set."""
+        self._allow("forget")
+        return self._pairs("retain", batch_size, limit=len(self._views["forget"]))
+
+    def _pairs(self, name: str, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        self._allow(name)
+        batches = self._views[name].batches(batch_size, limit)
+        return ((images, labels) for images, labels, _ in batches)
+
+    def _allow(self, name: str) -> None:
+        if name not in self._needs:
+            raise PermissionError(f"the method reads the {name} set but `needs` is {self._needs}")
+
+
+def _sample_hashes(images: np.ndarray, labels: np.ndarray) -> list[bytes]:
+    """SHA-256 of each sample's raw pixels followed by its label (int64, little endian)."""
+    ends = labels.astype("<i8")
+    return [
+        hashlib.sha256(image.tobytes() + end.tobytes()).digest() for image, end in zip(images, ends, strict=True)
+    ]

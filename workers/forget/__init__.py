@@ -1,0 +1,1 @@
+"""One file per forget recipe, discovered by folder."""

@@ -1,0 +1,37 @@
+"""Uniformly random forgetting of a fraction of the members, stratified by class.
+
+The paper (arXiv 2410.01276) draws without strata; strata remove the chance imbalance of classes between the forget
+set and the rest, which a population attack would otherwise see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from methods.base import hp
+from workers.designs import subset
+
+
+@dataclass(frozen=True)
+class Random:
+    """Forget `fraction` of the members."""
+
+    name = "random"
+    label = "random samples"
+    paper = "arXiv:2410.01276"
+    version = 1
+
+    fraction: float = hp(0.1, 0.001, 0.5)
+
+    def draw(self, labels: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The forget set of the main track: a bool mask (n,) within `members` (bool, n)."""
+        return subset(labels, members, round(self.fraction * int(members.sum())), rng)
+
+    def audited(self, labels: np.ndarray, pool: np.ndarray, sets: int, rng: np.random.Generator) -> np.ndarray:
+        """The pool samples that `sets` disjoint forget sets per base can cover: a bool mask (n,) within `pool`.
+
+        It is the same for all bases, so that each audited sample is forgotten once in every base trained on it.
+        """
+        return subset(labels, pool, round(self.fraction * sets * int(pool.sum())), rng)

@@ -1,0 +1,254 @@
+"""One task from its specification to a row and scores. The one place that turns exceptions into failure kinds."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import resource
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from methods.base import PRECISION, Diverged, Method, plugin
+from workers import designs
+from workers.data import DeviceDataset, UnlearnData, View
+from workers.evaluate import Scores, evaluate, summary
+from workers.train import Recipe, train
+
+
+class TimeLimit(Exception):
+    """The task ran longer than it may (raised into the task by a runner in the same process)."""
+
+
+@dataclass
+class Outcome:
+    """What a task leaves: its status, the columns it knows of its row, its scores, design and, for a base, weights."""
+
+    task_id: str
+    status: str
+    reason: str = ""
+    log: str = ""
+    row: dict[str, Any] = field(default_factory=dict)
+    scores: Scores | None = None
+    design: dict[str, Any] | None = None
+    weights: bytes | None = None
+
+
+@dataclass
+class Base:
+    """A base model on the device and the hash of the indices it was trained on."""
+
+    model: nn.Module
+    members_sha256: str
+    weights_sha256: str
+
+
+class Bench(Protocol):
+    """What a task needs of the worker it runs on."""
+
+    device: torch.device
+
+    def warm_up(self, spec: dict[str, Any]) -> None: ...
+    def dataset(self, name: str) -> DeviceDataset: ...
+    def base(self, task_id: str) -> Base: ...
+    def keep(self, task_id: str, base: Base) -> None: ...
+
+
+def run_task(task: dict[str, Any], bench: Bench) -> Outcome:
+    """Run one task ({"id", "spec"}); every way it can end is an Outcome."""
+    started = time.time()
+    try:
+        bench.warm_up(task["spec"])
+        outcome = _unlearn_task(task, bench) if task["spec"]["kind"] == "unlearn" else _train_task(task, bench)
+    except Diverged as error:
+        outcome = Outcome(task["id"], "diverged", str(error), traceback.format_exc())
+    except TimeLimit as error:
+        outcome = Outcome(task["id"], "timeout", str(error), traceback.format_exc())
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        outcome = Outcome(task["id"], "oom", _first_line(error), traceback.format_exc())
+    except Exception as error:  # a fault of the program or its data: recorded with its trace, never swallowed
+        status = "oom" if "can't allocate memory" in str(error) else "bug"
+        outcome = Outcome(task["id"], status, f"{type(error).__name__}: {_first_line(error)}", traceback.format_exc())
+    outcome.row |= {"started_at": started, "finished_at": time.time()}
+    return outcome
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
+    """Train a base (on retain and forget) or a retrain (on retain alone) from new weights."""
+    spec = task["spec"]
+    dataset = bench.dataset(spec["dataset"]["name"])
+    design = Design(dataset, spec)
+    trained_on = design.members if spec["kind"] == "base" else design.retain
+    recipe = Recipe(**spec["training"])
+    with seeded(spec["seeds"]["init"], bench.device):
+        model = build(spec, dataset).to(bench.device)
+        view = View(dataset, trained_on, generator(spec["seeds"]["order"], bench.device), augment=recipe.augment)
+        with Stopwatch(bench.device) as watch:
+            train(model, view, recipe)
+    outcome = _evaluated(task, model, design, watch, bench)
+    outcome.row["members_sha256"] = index_hash(dataset, trained_on)
+    if spec["kind"] == "base":
+        outcome.weights = pack_weights(model, outcome.row["members_sha256"])
+        outcome.row["weights_sha256"] = hashlib.sha256(outcome.weights).hexdigest()
+        base = Base(model, outcome.row["members_sha256"], outcome.row["weights_sha256"])
+        bench.keep(task["id"], base)
+    return outcome
+
+
+def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
+    """Apply a method to a private copy of its base."""
+    spec = task["spec"]
+    dataset = bench.dataset(spec["dataset"]["name"])
+    design = Design(dataset, spec)
+    base = bench.base(spec["base"])
+    if base.members_sha256 != index_hash(dataset, design.members):
+        raise ValueError(f"base {spec['base']} was trained on other samples than this design says")
+    method = plugin("methods", spec["method"]["name"])(**spec["method"]["hyperparameters"])
+    sets = {"retain": design.retain, "forget": design.forget, "val": design.val}
+    rng = generator(spec["seeds"]["unlearn"], bench.device)
+    data = UnlearnData(dataset, sets, method.needs, rng, augment=spec["augment"])
+    with seeded(spec["seeds"]["unlearn"], bench.device):
+        model, watch = unlearn(method, base.model, data, spec["precision"])
+    outcome = _evaluated(task, model, design, watch, bench)
+    outcome.row |= {"members_sha256": base.members_sha256}
+    return outcome
+
+
+def unlearn(method: Method, base: nn.Module, data: Any, precision: str = "auto") -> tuple[nn.Module, Stopwatch]:
+    """The model a method makes of a private copy of `base`, in eval mode, and the clock around the method alone."""
+    model = copy.deepcopy(base).train()
+    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+    token = PRECISION.set(precision)
+    try:
+        with Stopwatch(data.device) as watch:
+            model = method.unlearn(model, data)
+    finally:
+        PRECISION.reset(token)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable[name])
+    model.zero_grad(set_to_none=True)
+    return model.eval(), watch
+
+
+def _evaluated(task: dict[str, Any], model: nn.Module, design: Design, watch: Stopwatch, bench: Bench) -> Outcome:
+    outcome = Outcome(task["id"], "done", design=design.row())
+    with Stopwatch(bench.device) as evaluation:
+        outcome.scores = evaluate(model, design.dataset)
+    outcome.row = summary(outcome.scores, design.states) | {
+        "wall_s": watch.seconds,
+        "evaluate_s": evaluation.seconds,
+        "peak_memory_mib": max(watch.peak_memory_mib, evaluation.peak_memory_mib),
+        "design": design.id,
+        "dataset_sha256": design.dataset.sha256,
+    }
+    return outcome
+
+
+class Design:
+    """The index sets of a task, made from its recipes."""
+
+    def __init__(self, dataset: DeviceDataset, spec: dict[str, Any]) -> None:
+        self.dataset, self.recipe, self.forget_recipe = dataset, spec["members"], spec.get("forget")
+        labels = dataset.host_labels[: dataset.n_pool]
+        forget, draw = None, None
+        if self.forget_recipe is not None:
+            chosen = {key: value for key, value in self.forget_recipe.items() if key != "draw"}
+            forget = plugin("workers.forget", chosen["name"])(**chosen["parameters"])
+            draw = self.forget_recipe.get("draw")
+            self.states = designs.build(dataset.name, labels, self.recipe, forget, canonical(chosen), draw)
+        else:
+            self.states = designs.build(dataset.name, labels, self.recipe, None, "", None)
+        self.id = hashlib.sha256(canonical([dataset.sha256, self.recipe, self.forget_recipe]).encode()).hexdigest()[:20]
+
+    retain = property(lambda self: np.flatnonzero(self.states == designs.RETAIN))
+    forget = property(lambda self: np.flatnonzero(self.states == designs.FORGET))
+    val = property(lambda self: np.flatnonzero(self.states == designs.VAL))
+
+    @property
+    def members(self) -> np.ndarray:
+        """Who a base is trained on: retain and forget."""
+        return np.flatnonzero((self.states == designs.RETAIN) | (self.states == designs.FORGET))
+
+    def row(self) -> dict[str, Any]:
+        """The row of the table designs."""
+        counts = np.bincount(self.states, minlength=4)
+        return {
+            "design": self.id,
+            "dataset": self.dataset.name,
+            "members": canonical(self.recipe),
+            "forget": canonical(self.forget_recipe) if self.forget_recipe else "",
+            "n_pool": len(self.states),
+            "n_retain": int(counts[designs.RETAIN]),
+            "n_forget": int(counts[designs.FORGET]),
+            "n_val": int(counts[designs.VAL]),
+            "states": designs.pack(self.states),
+            "sha256": designs.sha256(self.states),
+        }
+
+
+class Stopwatch:
+    """Wall seconds and peak memory of a block, with the device synchronised at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds, self.peak_memory_mib = device, 0.0, 0.0
+
+    def __enter__(self) -> Stopwatch:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.peak_memory_mib = torch.cuda.max_memory_allocated(self.device) / 2**20
+        else:
+            self.peak_memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.seconds = time.perf_counter() - self._start
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators at `seed` inside, as they were afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def generator(seed: int, device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def build(spec: dict[str, Any], dataset: DeviceDataset) -> nn.Module:
+    """The freshly initialised architecture of a task."""
+    channels, size = dataset.shape
+    return plugin("workers.architectures", spec["architecture"]["name"])().build(dataset.num_classes, channels, size)
+
+
+def index_hash(dataset: DeviceDataset, index: np.ndarray) -> str:
+    """Hash of the samples (pixels and labels) at these indices, in order."""
+    return hashlib.sha256(b"".join(dataset.sample_sha256[i] for i in index)).hexdigest()
+
+
+def pack_weights(model: nn.Module, members_sha256: str) -> bytes:
+    """The weights as safetensors bytes; the hash of the training indices travels with them."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return save(state, metadata={"members_sha256": members_sha256})
+
+
+def canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

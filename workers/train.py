@@ -1,0 +1,50 @@
+"""Training of bases and retrains: the recipe, put into the one loop (`methods.base.fit`) that methods use too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from methods.base import PRECISION, SCHEDULES, adam, fit, sgd
+from workers.data import View
+
+version = 1  # part of the id of every trained model: raise it when training behaves differently
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training recipe with every value decided; the fields are those of a grid's `training` section."""
+
+    optimizer: str
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    schedule: str
+    epochs: int
+    batch_size: int
+    augment: bool
+    precision: str
+    version: int
+
+
+def train(model: nn.Module, view: View, recipe: Recipe) -> None:
+    """Minimise the mean cross-entropy over `view`, in place; Diverged when a loss is not finite."""
+    model.train()
+    if recipe.optimizer == "adam":
+        optimizer: Any = adam(model, recipe.learning_rate, recipe.weight_decay)
+    else:
+        optimizer = sgd(model, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
+    token = PRECISION.set(recipe.precision)
+    try:
+        fit(
+            optimizer,
+            lambda: view.batches(recipe.batch_size),
+            lambda images, labels, _: cross_entropy(model(images), labels),
+            epochs=recipe.epochs,
+            schedule=SCHEDULES[recipe.schedule],
+        )
+    finally:
+        PRECISION.reset(token)

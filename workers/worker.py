@@ -1,0 +1,123 @@
+"""The worker: a plain class that keeps datasets and hot base models on its device and runs one task after another.
+
+orchestrator/driver.py makes a Ray actor of it, orchestrator/inline.py uses it in its own process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load
+
+from torch.nn.functional import cross_entropy
+
+from methods.base import fit, plugin, sgd
+from workers.data import DeviceDataset, View
+from workers.run_task import Base, Outcome, build, generator, run_task, seeded
+
+
+class Worker:
+    """Runs tasks on one device.
+
+    data: folder of the datasets. device: 'auto' (a GPU if this process sees one), 'cpu' or 'cuda'. hot: how many base
+    models stay on the device. On a CPU a worker uses one thread: several busy processes with two threads each were
+    seen 10–100 times slower.
+    """
+
+    def __init__(self, data: str, device: str = "auto", hot: int = 4) -> None:
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = torch.device(name)
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+        self._folder, self._hot = Path(data), hot
+        self._datasets: dict[str, DeviceDataset] = {}
+        self._bases: OrderedDict[str, Base] = OrderedDict()
+        self._warm: set[tuple[str, str]] = set()
+        self._offered: tuple[str, bytes, dict[str, Any]] | None = None
+
+    def run(self, task: dict[str, Any], weights: bytes | None = None) -> Outcome:
+        """Run one task. `weights` are the safetensors bytes of its base; not needed where `holds` says so."""
+        self._offered = None if weights is None else (task["spec"]["base"], weights, task["spec"])
+        outcome = run_task(task, self)
+        outcome.row |= self.facts()
+        return outcome
+
+    def facts(self) -> dict[str, str]:
+        """The columns of `runs` that describe the machine."""
+        cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if cuda else f"cpu ({platform.machine()})"
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        return {"device": name, "host": socket.gethostname(), "versions": json.dumps(versions)}
+
+    def holds(self) -> list[str]:
+        """The bases that are on the device."""
+        return list(self._bases)
+
+    def process_id(self) -> int:
+        return os.getpid()
+
+    def samples(self, name: str) -> dict[str, Any]:
+        """Labels, pool size and sample hashes of a dataset, for the table samples."""
+        dataset = self.dataset(name)
+        return {"labels": dataset.host_labels, "n_pool": dataset.n_pool, "sha256": dataset.sample_sha256}
+
+    # ---- what a task asks for (run_task.Bench) -------------------------------------------------------------------
+
+    def dataset(self, name: str) -> DeviceDataset:
+        """The dataset on the device; loaded at the first call."""
+        if name not in self._datasets:
+            made = plugin("workers.datasets", name)()
+            self._datasets[name] = DeviceDataset(made, made.load(self._folder), self.device)
+        return self._datasets[name]
+
+    def warm_up(self, spec: dict[str, Any]) -> None:
+        """One throw-away training step per (dataset, architecture), so that no task is timed with start-up costs."""
+        key = (spec["dataset"]["name"], spec["architecture"]["name"])
+        if key in self._warm:
+            return
+        self._warm.add(key)
+        dataset = self.dataset(key[0])
+        with seeded(0, self.device):
+            model = build(spec, dataset).to(self.device)
+            view = View(dataset, np.arange(min(8, len(dataset))), generator(0, self.device), augment=True)
+            fit(
+                sgd(model, 0.1, 0.9),
+                lambda: view.batches(8),
+                lambda images, labels, _: cross_entropy(model(images), labels),
+                epochs=1,
+            )
+
+    def base(self, task_id: str) -> Base:
+        """The base model, from the device or from the weights that came with the task."""
+        if task_id not in self._bases:
+            if self._offered is None or self._offered[0] != task_id:
+                raise LookupError(f"base {task_id} is not on this worker and no weights came with the task")
+            self.keep(task_id, self._unpack(*self._offered[1:]))
+        self._bases.move_to_end(task_id)
+        return self._bases[task_id]
+
+    def keep(self, task_id: str, base: Base) -> None:
+        """Keep a base on the device, dropping the one used longest ago when there are too many."""
+        self._bases[task_id] = base
+        while len(self._bases) > self._hot:
+            self._bases.popitem(last=False)
+
+    def _unpack(self, weights: bytes, spec: dict[str, Any]) -> Base:
+        model = build(spec, self.dataset(spec["dataset"]["name"]))
+        model.load_state_dict(load(weights))
+        return Base(model.to(self.device).eval(), _metadata(weights)["members_sha256"], hashlib.sha256(weights).hexdigest())
+
+
+def _metadata(weights: bytes) -> dict[str, str]:
+    """The metadata of safetensors bytes: a JSON header behind its length (8 bytes, little endian)."""
+    size = int.from_bytes(weights[:8], "little")
+    return dict(json.loads(weights[8 : 8 + size])["__metadata__"])
