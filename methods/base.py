@@ -1,7 +1,7 @@
 """What methods share: the base class, hyper-parameters, and the one epoch loop with its guard.
 
-A method is a frozen dataclass in a file of its own; its fields are its hyper-parameters. It is handed a private copy
-of a base model and the data it may see, and returns the unlearned model.
+A method is a frozen dataclass in a file of its own; its fields are its hyper-parameters. It is handed a
+private copy of a base model and the data it may see, and returns the unlearned model.
 """
 
 from __future__ import annotations
@@ -29,18 +29,21 @@ def hp(
     log: bool = False,
     choices: tuple[Any, ...] | None = None,
 ) -> Any:
-    """A hyper-parameter: the paper's default and the range to search (low–high, log-scaled or not, or choices).
+    """A hyper-parameter: the paper's default and the range to search (low–high, log-scaled or not, or
+    choices).
 
     All arguments are literals, because plans read them from the source without importing torch.
     """
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "log": log, "choices": choices})
+    return dataclasses.field(
+        default=default, metadata={"low": low, "high": high, "log": log, "choices": choices}
+    )
 
 
 class Data(Protocol):
     """What a method sees of the data, as batches on the device. There is no test set to leak.
 
-    Batches are (images float (b, channels, height, width), labels int64 (b,)), augmented as in training, in a fresh
-    random order at every call. No batch has a single sample, which BatchNorm could not take.
+    Batches are (images float (b, channels, height, width), labels int64 (b,)), augmented as in training, in a
+    fresh random order at every call. No batch has a single sample, which BatchNorm could not take.
     """
 
     num_classes: int
@@ -52,6 +55,7 @@ class Data(Protocol):
     def val(self, batch_size: int) -> Iterable[Batch]: ...
     def union(self, batch_size: int) -> Iterable[Batch]:
         """Retain and forget shuffled together: (images, labels, forgotten bool (b,))."""
+
     def retain_sample(self, batch_size: int) -> Iterable[Batch]:
         """A random subset of the retain set of the forget set's size."""
 
@@ -67,7 +71,7 @@ class Method:
     needs: ClassVar[tuple[str, ...]]
 
     def unlearn(self, model: nn.Module, data: Data) -> nn.Module:
-        """The unlearned model. `model` is a private copy of the base, in training mode, and may be changed."""
+        """The unlearned model. `model`, a private copy of the base in training mode, may be changed."""
         raise NotImplementedError
 
 
@@ -75,19 +79,27 @@ class Diverged(Exception):
     """A loss or a weight is no longer finite. This is a result of a method, not a fault of the program."""
 
 
-# ---- optimizers and schedules ----------------------------------------------------------------------------------
+# ---- optimizers and schedules ----------------------------------------------------------------------------
 
 
-def sgd(model: nn.Module, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0) -> torch.optim.SGD:
+def sgd(
+    model: nn.Module, learning_rate: float, momentum: float = 0.0, weight_decay: float = 0.0
+) -> torch.optim.SGD:
     """SGD with heavy-ball momentum and coupled weight decay over the trainable parameters of `model`."""
     return torch.optim.SGD(
-        _trainable(model), lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=_on_gpu(model)
+        _trainable(model),
+        lr=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        fused=_on_gpu(model),
     )
 
 
 def adam(model: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.Adam:
     """Adam with coupled weight decay over the trainable parameters of `model`."""
-    return torch.optim.Adam(_trainable(model), lr=learning_rate, weight_decay=weight_decay, fused=_on_gpu(model))
+    return torch.optim.Adam(
+        _trainable(model), lr=learning_rate, weight_decay=weight_decay, fused=_on_gpu(model)
+    )
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -123,7 +135,7 @@ def triangular(epoch: int, epochs: int) -> float:
 SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "triangular": triangular}
 
 
-# ---- the loop --------------------------------------------------------------------------------------------------
+# ---- the loop --------------------------------------------------------------------------------------------
 
 
 def fit(
@@ -136,8 +148,8 @@ def fit(
 ) -> None:
     """The one training loop: for each epoch, a descent step on `loss(*batch)` for each batch of `batches()`.
 
-    The learning rate is its initial value times `schedule(epoch, epochs)`. The host waits for the device once per
-    epoch, to raise Diverged when some loss was not finite.
+    The learning rate is its initial value times `schedule(epoch, epochs)`. The host waits for the device once
+    per epoch, to raise Diverged when some loss was not finite.
     """
     initial = [group["lr"] for group in optimizer.param_groups]
     for epoch in range(epochs):
@@ -160,7 +172,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def check_finite(optimizer: torch.optim.Optimizer) -> None:
-    """Raise Diverged if a loss given to `descend` with this optimizer was not finite. Waits for the device."""
+    """Raise Diverged if a loss given to `descend` with this optimizer was not finite; a host sync."""
     if not bool(optimizer.__dict__.get("all_finite", True)):
         raise Diverged("the loss is not finite")
 
@@ -175,7 +187,7 @@ def precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=reduced)
 
 
-# ---- models ----------------------------------------------------------------------------------------------------
+# ---- models ----------------------------------------------------------------------------------------------
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -196,13 +208,17 @@ def accumulate_gradient(model: nn.Module, batches: Iterable[Batch], loss: Callab
         value.backward()  # type: ignore[no-untyped-call]
 
 
-# ---- discovery -------------------------------------------------------------------------------------------------
+# ---- discovery -------------------------------------------------------------------------------------------
 
 
 def plugin(package: str, name: str) -> Any:
     """The class of the plug-in `name` in a package, e.g. plugin("methods", "finetune")."""
     module = importlib.import_module(f"{package}.{name}")
     for value in vars(module).values():
-        if isinstance(value, type) and value.__module__ == module.__name__ and vars(value).get("name") == name:
+        if (
+            isinstance(value, type)
+            and value.__module__ == module.__name__
+            and vars(value).get("name") == name
+        ):
             return value
     raise LookupError(f"{package}/{name}.py: no class with name = {name!r}")

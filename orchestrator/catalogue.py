@@ -1,8 +1,8 @@
 """The plug-ins there are, read from their source without importing them.
 
-Methods and architectures import torch, which takes seconds and 600 MB. A plan of 100,000 tasks needs only names,
-versions and defaults, and these are literals in the files, so they are read with `ast`. A contract test keeps the
-reading equal to what an import gives.
+Methods and architectures import torch, which takes seconds and 600 MB. A plan of 100,000 tasks needs only
+names, versions and defaults, and these are literals in the files, so they are read with `ast`. A contract
+test keeps the reading equal to what an import gives.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The grid file: strict models, every mistake at once, the nearest name suggested, nothing run.
 
-    name: digits
-    datasets: [digits]
-    architectures: [cnn_small]
-    forget: [{random: {fraction: 0.2}}]
-    methods: [finetune, {gradient_ascent: {learning_rate: 0.001}}]
-    seeds: 3
+name: digits
+datasets: [digits]
+architectures: [cnn_small]
+forget: [{random: {fraction: 0.2}}]
+methods: [finetune, {gradient_ascent: {learning_rate: 0.001}}]
+seeds: 3
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from orchestrator import catalogue
 from orchestrator.catalogue import Parameter
@@ -50,8 +58,8 @@ class Training(Strict):
     precision: Literal["auto", "float32", "bfloat16"] | None = None
 
 
-# The paper's recipe (spec: SGD 0.1, momentum 0.9, weight decay 5e-4, cosine per epoch); epochs come from the dataset.
-RECIPE = {
+# The recipe of arXiv 2410.01276; epochs and other particulars come from the dataset.
+RECIPE: dict[str, Any] = {
     "optimizer": "sgd",
     "learning_rate": 0.1,
     "momentum": 0.9,
@@ -74,12 +82,12 @@ class Audit(Strict):
 
     @property
     def retrains_per_base(self) -> int:
-        """Two where there are two forget sets: the retrain row needs one model to attack and one to compare with."""
+        """By default two: the retrain row needs one model to attack and one to compare it with."""
         return self.retrains if self.retrains is not None else min(2, self.forget_sets)
 
 
 class Tune(Strict):
-    """The budget of the hyper-parameter search, one study per (method, dataset, architecture, forget recipe)."""
+    """The budget of the search: one study per (method, dataset, architecture, forget recipe)."""
 
     trials: int = Field(100, ge=1)
 
@@ -92,16 +100,17 @@ class Run(Strict):
     max_actors: int | None = Field(None, ge=1)
 
 
-def _known(kind: str, singular: str) -> AfterValidator:
-    def check(name: str) -> str:
-        found = catalogue.plugins(kind)
-        if name not in found:
-            raise ValueError(
-                f"unknown {singular} {name!r}.{nearest(name, found)}  `lethe list {kind}` shows all."
-            )
-        return name
+def _check_name(kind: str, singular: str, name: str) -> str:
+    found = catalogue.plugins(kind)
+    if name not in found:
+        raise ValueError(
+            f"unknown {singular} {name!r}.{nearest(name, found)}  `lethe list {kind}` shows all."
+        )
+    return name
 
-    return AfterValidator(check)
+
+def _known(kind: str, singular: str) -> AfterValidator:
+    return AfterValidator(lambda name: _check_name(kind, singular, name))
 
 
 def _choice(value: Any) -> Any:
@@ -115,19 +124,22 @@ def _choice(value: Any) -> Any:
 
 
 def _checked(kind: str, singular: str) -> AfterValidator:
-    check_name = _known(kind, singular).func
-
     def check(choice: Choice) -> Choice:
-        check_name(choice.name)  # type: ignore[call-arg]
+        _check_name(kind, singular, choice.name)
         declared = catalogue.plugins(kind)[choice.name].parameters
-        values = check_parameters(choice.name, choice.parameters, declared)
+        values = check_parameters(choice.name, choice.parameters, declared, bounded=kind == "forget")
         return Choice(name=choice.name, parameters=values)
 
     return AfterValidator(check)
 
 
-def check_parameters(owner: str, values: dict[str, Any], declared: dict[str, Parameter]) -> dict[str, Any]:
-    """The values with their declared types; ValueError naming every unknown or impossible one."""
+def check_parameters(
+    owner: str, values: dict[str, Any], declared: dict[str, Parameter], *, bounded: bool = False
+) -> dict[str, Any]:
+    """The values with their declared types; ValueError naming every unknown or impossible one.
+
+    bounded: whether the declared range is a limit (forget recipes) or only where to search (methods).
+    """
     problems, checked = [], {}
     for name, value in values.items():
         if name not in declared:
@@ -136,7 +148,7 @@ def check_parameters(owner: str, values: dict[str, Any], declared: dict[str, Par
                 f" {owner} has: {', '.join(declared) or 'none'}."
             )
             continue
-        problem = _parameter_problem(declared[name], value)
+        problem = _parameter_problem(declared[name], value, bounded)
         if problem:
             problems.append(f"{owner}.{name}: {value!r} {problem}")
         else:
@@ -146,17 +158,24 @@ def check_parameters(owner: str, values: dict[str, Any], declared: dict[str, Par
     return checked
 
 
-def _parameter_problem(parameter: Parameter, value: Any) -> str | None:
-    """What is wrong with a value, None if nothing is. The search range is not a limit; the sign is."""
-    types: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+def _parameter_problem(parameter: Parameter, value: Any, bounded: bool) -> str | None:
+    """What is wrong with a value, None if nothing is."""
+    types: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "bool": (bool,),
+        "str": (str,),
+    }
     if not isinstance(value, types[parameter.kind]) or (isinstance(value, bool) and parameter.kind != "bool"):
         return f"is not of type {parameter.kind}."
     if parameter.choices is not None and value not in parameter.choices:
         return f"is not one of {', '.join(map(repr, parameter.choices))}."
-    if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+    if not isinstance(value, (int, float)):
+        return None
+    if not (math.isfinite(value) and value >= 0):
         return "is not a finite number of at least 0."
-    if parameter.name in ("fraction",) and not 0 < value < 1:
-        return "is not between 0 and 1 (both excluded)."
+    if bounded and not parameter.low <= value <= parameter.high:
+        return f"is out of range, {parameter.low:g} to {parameter.high:g} are allowed."
     return None
 
 
@@ -210,8 +229,8 @@ class Grid(Strict):
         if self.audit is None:
             return []
         problems = [
-            f"audit.forget_sets: {self.audit.forget_sets} disjoint sets of fraction {fraction} do not fit into"
-            f" one base; at most {int(1 / fraction + 1e-9)}."
+            f"audit.forget_sets: {self.audit.forget_sets} disjoint sets of fraction {fraction} do not fit"
+            f" into one base; at most {int(1 / fraction + 1e-9)}."
             for fraction in (choice.parameters.get("fraction") for choice in self.forget)
             if fraction and fraction * self.audit.forget_sets > 1 + 1e-9
         ]
@@ -233,7 +252,7 @@ class Grid(Strict):
         ]
 
     def recipe(self, dataset: str, architecture: str, track: str) -> dict[str, Any]:
-        """The training recipe of a model: RECIPE, then the dataset's, then the overrides, the narrowest last."""
+        """The training recipe of a model: RECIPE, the dataset's, the overrides, the narrowest last."""
         own = catalogue.plugins("datasets")[dataset].constants.get("training", {})
         recipe = {**RECIPE, **own}
         for selector in ("all", dataset, architecture, f"{dataset}/{architecture}"):
@@ -285,11 +304,13 @@ def _unknown_methods(source: str, values: Any) -> list[str]:
         return [f"{source}: write {{method: {{parameter: value}}}}."]
     known = catalogue.plugins("methods")
     return [
-        f"{source}  {name}: unknown method.{nearest(str(name), known)}" for name in values if name not in known
+        f"{source}  {name}: unknown method.{nearest(str(name), known)}"
+        for name in values
+        if name not in known
     ]
 
 
-# ---- YAML ------------------------------------------------------------------------------------------------------
+# ---- YAML ------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -297,7 +318,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key) for key, _ in node.value]
     twice = sorted({str(key) for key in keys if keys.count(key) > 1})
     if twice:
         raise yaml.MarkedYAMLError(problem=f"key {twice[0]!r} stands twice", problem_mark=node.start_mark)
@@ -324,7 +345,7 @@ def _read_yaml(path: str) -> Any:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
 
 
-# ---- messages --------------------------------------------------------------------------------------------------
+# ---- messages --------------------------------------------------------------------------------------------
 
 _SECTIONS: dict[str, type[BaseModel]] = {"audit": Audit, "tune": Tune, "run": Run, "training": Training}
 

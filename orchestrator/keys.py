@@ -1,7 +1,7 @@
 """Identity: canonical JSON, task ids, and seeds derived from named parts.
 
-An id is a hash of content (parameters, recipes, parent ids, code versions), never of a path or a time. An option
-at its neutral value is left out (`present`), so a new option does not change the ids of old results.
+An id is a hash of content (parameters, recipes, parent ids, code versions), never of a path or a time. An
+option at its neutral value is left out (`present`), so a new option does not change the ids of old results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def present(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """The id of a JSON-like value: the first 80 bits of the SHA-256 of its canonical JSON, as 20 hex digits."""
+    """The id of a JSON-like value: 80 bits of the SHA-256 of its canonical JSON, as 20 hex digits."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:ID_LENGTH]
 
 

@@ -1,8 +1,8 @@
 """One driver per results folder: a lock with its owner and age.
 
-On a local folder the lock is the kernel's (flock), so it is gone the moment its owner is, however that one died. On
-an object store it is a file with a heartbeat, void when the heartbeat is old; two drivers that start within the same
-second are not kept apart there.
+On a local folder the lock is the kernel's (flock), so it is gone the moment its owner is, however that one
+died. On an object store it is a file with a heartbeat, void when the heartbeat is old; two drivers that start
+within the same second are not kept apart there.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ class Lock:
                 raise self._refusal(self._read()) from None
         else:
             other = self._read()
-            if other and time.time() - float(other.get("heartbeat_at", 0)) < STALE_S:
+            if other and time.time() - float(str(other.get("heartbeat_at", 0))) < STALE_S:
                 raise self._refusal(other)
         self.beat()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._file is not None:
             os.ftruncate(self._file, 0)
             os.close(self._file)
@@ -74,7 +76,11 @@ class Lock:
 
     def _refusal(self, owner: dict[str, object]) -> UserError:
         age = time.time() - float(str(owner.get("started_at", time.time())))
-        who = f"process {owner.get('pid')} of {owner.get('user')} on {owner.get('host')}" if owner else "another process"
+        who = (
+            f"process {owner.get('pid')} of {owner.get('user')} on {owner.get('host')}"
+            if owner
+            else "another process"
+        )
         return UserError(
             f"{self.store.uri}: {who} has been running on these results for {age:.0f} s, so nothing was run."
             " Wait for it, stop it, or name another --results folder."

@@ -1,8 +1,8 @@
 """A grid becomes tasks: pure data, made before anything runs. No dataset is opened and torch is not imported.
 
 Main track: one fixed split; per seed a base, per forget recipe a retrain and an unlearn task for each method.
-Audit track: per complementary pair two bases; per forget set of a base an unlearn task for each method, and a retrain
-for the first `retrains` of them (spec: attacks, the cross design).
+Audit track: per complementary pair two bases; per forget set of a base an unlearn task for each method, and a
+retrain for the first `retrains` of them (spec: attacks, the cross design).
 """
 
 from __future__ import annotations
@@ -51,11 +51,23 @@ class Task:
         }
 
 
+Key = tuple[str, int, int]  # track, seed (audit track: number of the base), forget set
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its hyper-parameters in a cell, and its tasks."""
+
+    method: str
+    hyperparameters: dict[str, Any]
+    tasks: dict[Key, str]
+
+
 @dataclass(frozen=True)
 class Cell:
     """One table of the report: (dataset, architecture, training recipes, forget recipe) and its tasks.
 
-    `bases` map (track, seed) to ids; `retrains` and, per method, `unlearned` map (track, seed, forget set).
+    A base has no forget set, so all keys (track, seed, forget set) of one (track, seed) map to the same base.
     """
 
     id: str
@@ -63,15 +75,14 @@ class Cell:
     architecture: str
     forget: str
     retrains_per_base: int
-    bases: dict[tuple[str, int], str]
-    retrains: dict[tuple[str, int, int], str]
-    unlearned: dict[str, dict[tuple[str, int, int], str]]
-    hyperparameters: dict[str, dict[str, Any]]
+    bases: dict[Key, str]
+    retrains: dict[Key, str]
+    variants: list[Variant]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All tasks of a grid in an order in which every base comes before what starts from it, and the cells."""
+    """All tasks of a grid, every base before what starts from it, and the cells they make up."""
 
     grid: Grid
     tasks: list[Task]
@@ -82,7 +93,7 @@ class Plan:
         return {task.id: task for task in self.tasks}
 
     def counts(self) -> dict[str, int]:
-        """Tasks per kind, tuning trials, and how many models it would be without shared bases and retrains."""
+        """Tasks per kind, tuning trials, and the models it would be without shared bases and retrains."""
         kinds = Counter(task.kind for task in self.tasks)
         studies = len(self.cells) * len(self.grid.methods)
         return {
@@ -105,7 +116,8 @@ def forget_label(recipe: dict[str, Any] | None) -> str:
 
 def make_plan(grid: Grid) -> Plan:
     """The tasks and cells of a grid."""
-    cells, tasks = [], {}
+    cells: list[Cell] = []
+    tasks: dict[str, Task] = {}
     for dataset in grid.datasets:
         for architecture in grid.architectures:
             builder = _Builder(grid, dataset, architecture)
@@ -143,8 +155,7 @@ class _Builder:
             retrains_per_base=self.grid.audit.retrains_per_base if self.grid.audit else 0,
             bases={},
             retrains={},
-            unlearned={name: {} for name in self.methods},
-            hyperparameters={name: method["hyperparameters"] for name, method in self.methods.items()},
+            variants=[Variant(name, method["hyperparameters"], {}) for name, method in self.methods.items()],
         )
         for place in self._places():
             self._fill(cell, forget, place)
@@ -166,28 +177,38 @@ class _Builder:
         common = {**self.common, "members": place.members, "seed": place.seed}
         base_seeds = {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")}
         base = self.add({**common, "kind": "base", "training": training, "seeds": base_seeds})
-        cell.bases[place.track, place.seed] = base
         starts = {"base": base, "augment": training["augment"], "precision": training["precision"]}
         for index in range(place.forget_sets):
             draw = {} if place.fixed else {"draw": {"index": index, "of": place.forget_sets}}
             recipe = {**forget, **draw}
             key = (place.track, place.seed, index)
+            cell.bases[key] = base
             if place.fixed or index < cell.retrains_per_base:
                 seeds = self._retrain_seeds(names, index, place, base_seeds)
                 cell.retrains[key] = self.add(
                     {**common, "kind": "retrain", "forget": recipe, "training": training, "seeds": seeds}
                 )
-            for name, method in self.methods.items():
-                seeds = {"unlearn": derived_seed("unlearn", *names, cell.forget, index, name)}
-                cell.unlearned[name][key] = self.add(
-                    {**common, **starts, "kind": "unlearn", "forget": recipe, "method": method, "seeds": seeds}
+            for variant in cell.variants:
+                seeds = {"unlearn": derived_seed("unlearn", *names, cell.forget, index, variant.method)}
+                method = self.methods[variant.method]
+                variant.tasks[key] = self.add(
+                    {
+                        **common,
+                        **starts,
+                        "kind": "unlearn",
+                        "forget": recipe,
+                        "method": method,
+                        "seeds": seeds,
+                    }
                 )
 
     @staticmethod
     def _retrain_seeds(
         names: tuple[Any, ...], index: int, place: _Place, base_seeds: dict[str, int]
     ) -> dict[str, int]:
-        """On the main track a retrain starts from its base's initial weights, as in the paper; else from its own."""
+        """On the main track a retrain starts from its base's initial weights, as in the paper; else from its
+        own.
+        """
         order = derived_seed("order", *names, "retrain", index)
         init = base_seeds["init"] if place.fixed else derived_seed("init", *names, "retrain", index)
         return {"init": init, "order": order}
@@ -215,14 +236,15 @@ def _with_defaults(kind: str, choice: Choice) -> dict[str, Any]:
     return {**_versioned(kind, choice.name), "hyperparameters" if kind == "methods" else "parameters": values}
 
 
-# ---- cost ------------------------------------------------------------------------------------------------------
+# ---- cost ------------------------------------------------------------------------------------------------
 
 
 def cost_hours(tasks: Iterable[Task], timed: Iterable[dict[str, Any]]) -> float | None:
-    """Device hours the tasks take at the mean seconds of timed runs; None if some kind of task was never timed.
+    """Device hours the tasks take at the mean seconds of timed runs; None if some kind of task was never
+    timed.
 
-    timed: rows with kind, method, dataset, architecture, track, wall_s, evaluate_s. A method never timed on an
-    architecture is not guessed.
+    timed: rows with kind, method, dataset, architecture, track, wall_s, evaluate_s. A method never timed on
+    an architecture is not guessed.
     """
     total: dict[tuple[str, ...], list[float]] = {}
     for row in timed:

@@ -1,7 +1,7 @@
 """What runs next, and where: pure bookkeeping over the plan and the ledger, the same for Ray and inline runs.
 
-Unlearn tasks wait for their base and then go to the runner that holds it; idle runners train, and take over waiting
-unlearn tasks when there is nothing left to train.
+Unlearn tasks wait for their base and then go to the runner that holds it; idle runners train, and take over
+waiting unlearn tasks when there is nothing left to train.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ FAILURES = ("oom", "diverged", "timeout", "bug", "lost_worker", "skipped")
 class Schedule:
     """The tasks of a plan that still have to run.
 
-    statuses: how tasks of the ledger ended, by id. retry: failures to run again. has_model: whether the weights of a
-    finished base are still there; a base whose weights are gone but needed is trained again.
+    statuses: how tasks of the ledger ended, by id. retry: failures to run again. has_model: whether the
+    weights of a finished base are still there; a base whose weights are gone but needed is trained again.
     """
 
     def __init__(
@@ -74,7 +74,9 @@ class Schedule:
 
     def take(self, runner: str) -> Task | None:
         """The next task for a runner, or None if it has to wait."""
-        own = next((base for base, owner in self._owner.items() if owner == runner and self._ready.get(base)), None)
+        own = next(
+            (base for base, owner in self._owner.items() if owner == runner and self._ready.get(base)), None
+        )
         free = next((base for base, group in self._ready.items() if group and base not in self._owner), None)
         if own is None and free is not None:
             self._owner[free] = runner
@@ -129,7 +131,9 @@ def _to_run(tasks: list[Task], statuses: dict[str, str], retry: Collection[str])
 
 
 def _limited(tasks: list[Task], todo: set[str], limit: int) -> set[str]:
-    """The first `limit` of the tasks to run, in the order of the plan (which has bases before their children)."""
+    """The first `limit` of the tasks to run, in the order of the plan (which has bases before their
+    children).
+    """
     chosen: set[str] = set()
     for task in tasks:
         if len(chosen) == limit:

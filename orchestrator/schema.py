@@ -35,7 +35,9 @@ RUNS = (
     Column("track", _text, "", "main (fixed split, n seeds) or audit (balanced pairs of bases)"),
     Column("dataset", _text, "", "name of the dataset"),
     Column("architecture", _text, "", "name of the architecture"),
-    Column("forget", _text, "", "forget recipe with its parameters; empty for a base, which no forget set made"),
+    Column(
+        "forget", _text, "", "forget recipe with its parameters; empty for a base, which no forget set made"
+    ),
     Column("method", _text, "", "name of the method; empty for base and retrain"),
     Column("seed", _i32, "", "main track: the seed of the grid; audit track: the number of the base"),
     Column("design", _text, "", "key into the table designs"),
@@ -46,7 +48,12 @@ RUNS = (
     Column("reason", _text, "", "why a task that is not done ended so"),
     Column("log", _text, "", "file with the details of a failure, relative to the results folder"),
     Column("attempt", _i32, "", "1 for the first row of a task; the highest attempt counts"),
-    Column("retries", _i32, "", "how often the task was started again because its worker was lost or out of memory"),
+    Column(
+        "retries",
+        _i32,
+        "",
+        "how often the task was started again because its worker was lost or out of memory",
+    ),
     Column("ra", _f64, "fraction", "accuracy on the retain set"),
     Column("fa", _f64, "fraction", "accuracy on the forget set"),
     Column("va", _f64, "fraction", "accuracy on the validation set"),
@@ -57,25 +64,46 @@ RUNS = (
     Column("test_loss", _f64, "nats", "mean cross-entropy on the test set"),
     Column("wall_s", _f64, "s", "training or unlearning alone, device synchronised before and after"),
     Column("evaluate_s", _f64, "s", "the evaluation pass"),
-    Column("peak_memory_mib", _f64, "MiB", "peak device memory of the task (CPU: peak resident memory of the process)"),
+    Column(
+        "peak_memory_mib",
+        _f64,
+        "MiB",
+        "peak device memory of the task (CPU: peak resident memory of the process)",
+    ),
     Column("device", _text, "", "device the task ran on"),
     Column("host", _text, "", "machine the task ran on"),
     Column("started_at", _f64, "s", "start, seconds since 1970-01-01 UTC"),
     Column("finished_at", _f64, "s", "end, seconds since 1970-01-01 UTC"),
-    Column("commit", _text, "", "commit of the code, '+' if the tree had changes; 'tree:' and a hash of the sources without git"),
+    Column(
+        "commit",
+        _text,
+        "",
+        "commit of the code, '+' if the tree had changes; 'tree:' and a hash of the sources without git",
+    ),
     Column("versions", _text, "", "JSON: versions of lethe, python, torch, numpy"),
-    Column("members_sha256", _text, "", "hash of the real indices the model was trained on before forgetting"),
+    Column(
+        "members_sha256", _text, "", "hash of the real indices the model was trained on before forgetting"
+    ),
     Column("dataset_sha256", _text, "", "hash of the dataset's images and labels"),
     Column("weights_sha256", _text, "", "hash of the weights handed on; empty where none are kept"),
-    Column("part", _text, "", "name of the write this row belongs to; its scores are in the file of the same name"),
+    Column(
+        "part",
+        _text,
+        "",
+        "name of the write this row belongs to; its scores are in the file of the same name",
+    ),
 )
 
 SCORES = (
     Column("task_id", _text, "", "the model"),
     Column("view", _i8, "", "0: the image as it is"),
     Column("chunk", _i16, "", f"samples {CHUNK}·chunk … of the sample ids"),
-    Column("phi", pa.list_(_f32), "nats", "φ = z_y − logsumexp over the other classes, in order of sample_id"),
-    Column("correct", pa.list_(pa.bool_()), "", "whether the largest logit is the true class, in the same order"),
+    Column(
+        "phi", pa.list_(_f32), "nats", "φ = z_y − logsumexp over the other classes, in order of sample_id"
+    ),
+    Column(
+        "correct", pa.list_(pa.bool_()), "", "whether the largest logit is the true class, in the same order"
+    ),
 )
 
 SAMPLES = (
@@ -94,7 +122,12 @@ DESIGNS = (
     Column("n_retain", _i32, "samples", "samples in state retain"),
     Column("n_forget", _i32, "samples", "samples in state forget"),
     Column("n_val", _i32, "samples", "samples in state val"),
-    Column("states", pa.binary(), "", "two bits a pool sample, first sample lowest: 0 out, 1 retain, 2 forget, 3 val"),
+    Column(
+        "states",
+        pa.binary(),
+        "",
+        "two bits a pool sample, first sample lowest: 0 out, 1 retain, 2 forget, 3 val",
+    ),
     Column("sha256", _text, "", "hash of the states"),
 )
 
@@ -108,8 +141,15 @@ AUDITS = (
     Column("hyperparameters", _text, "", "JSON of the method's hyper-parameters; empty for base and retrain"),
     Column("attack", _text, "", "name of the attack"),
     Column("attack_version", _i16, "", "version of the attack's code"),
-    Column("comparison", _text, "", "ulira: forgotten_vs_retrained, forgotten_vs_never, fingerprint; population: forget_vs_test"),
-    Column("seed", _i32, "", "seed of the grid for attacks on one model; null for attacks on the audit track"),
+    Column(
+        "comparison",
+        _text,
+        "",
+        "ulira: forgotten_vs_retrained, forgotten_vs_never, fingerprint; population: forget_vs_test",
+    ),
+    Column(
+        "seed", _i32, "", "seed of the grid for attacks on one model; null for attacks on the audit track"
+    ),
     Column("inputs", _text, "", "hash of the ids and parts of all runs this row was computed from"),
     Column("pairs", _i32, "", "k: complementary pairs of bases behind the row"),
     Column("samples", _i32, "", "pool samples scored"),
@@ -121,7 +161,12 @@ AUDITS = (
     Column("loss_auc", _f64, "fraction", "AUC of one threshold on φ, the same for all samples"),
     Column("loss_auc_low", _f64, "fraction", "lower end of its interval"),
     Column("loss_auc_high", _f64, "fraction", "upper end"),
-    Column("tpr_at_1pct", _f64, "fraction", "largest TPR with FPR ≤ 1 %; null where fewer than 10 false positives are allowed"),
+    Column(
+        "tpr_at_1pct",
+        _f64,
+        "fraction",
+        "largest TPR with FPR ≤ 1 %; null where fewer than 10 false positives are allowed",
+    ),
     Column("tpr_at_1pct_low", _f64, "fraction", "lower end of its interval"),
     Column("tpr_at_1pct_high", _f64, "fraction", "upper end"),
     Column("fpr_at_1pct", _f64, "fraction", "the FPR really reached"),
@@ -136,7 +181,9 @@ AUDITS = (
     Column("balanced_accuracy_high", _f64, "fraction", "upper end"),
     Column("accuracy", _f64, "fraction", "accuracy of a population attack; 0.5 is no leakage"),
     Column("indisc", _f64, "fraction", "indiscernibility 1 − |2·accuracy − 1|; 1 is no leakage"),
-    Column("nu0_positive", _f64, "", "prior degrees of freedom of the variances, first world (inf: all equal)"),
+    Column(
+        "nu0_positive", _f64, "", "prior degrees of freedom of the variances, first world (inf: all equal)"
+    ),
     Column("nu0_negative", _f64, "", "the same, second world"),
     Column("collapsed", _i64, "", "samples whose variance was at the floor"),
     Column("missing", _i64, "", "runs of this row's audit that are not done"),

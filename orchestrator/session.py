@@ -1,7 +1,7 @@
 """One run over one results folder: what inline.py and driver.py share.
 
-It asks the schedule for tasks and records outcomes: the single writer. A base's weights are durable before its row,
-scores before the rows of `runs`, and a task is done when its row is durable.
+It asks the schedule for tasks and records outcomes: the single writer. A base's weights are durable before
+its row, scores before the rows of `runs`, and a task is done when its row is durable.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class Session:
         statuses = {task: status for task, (status, _) in rows.items() if task in plan.by_id}
         self._attempts = {task: attempt for task, (_, attempt) in rows.items()}
         self._designs = set(store.read_table("designs", ["design"])["design"].to_pylist())
-        self.schedule = Schedule(
-            plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit
-        )
+        self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total, already=len(plan.tasks) - self.schedule.total)
         self.progress.notes += [f"{name} is damaged and was moved to aside/" for name in aside]
         self._rows: list[dict[str, Any]] = []
@@ -91,10 +89,10 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.flush()
 
-    # ---- the life of a task ------------------------------------------------------------------------------------
+    # ---- the life of a task -------------------------------------------------------------------------------
 
     def finished(self, task: Task, outcome: Any, runner: str, retries: int = 0) -> None:
-        """Record the outcome (workers.run_task.Outcome) of a task and of those that cannot run because of it."""
+        """Record the Outcome of a task (workers/run_task.py), and what cannot run because of it."""
         if outcome.weights is not None:
             self.store.write_model(task.id, outcome.weights)
         self._record(task, outcome.status, outcome.reason, outcome, retries)
@@ -141,14 +139,14 @@ class Session:
         else:
             self.progress.failed[status] += 1
 
-    # ---- writing -----------------------------------------------------------------------------------------------
+    # ---- writing ------------------------------------------------------------------------------------------
 
     def flush_if_due(self) -> None:
         if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
-        """Make everything recorded durable: designs, scores, then rows; then drop base models nobody needs."""
+        """Make everything durable: designs, scores, then rows; then drop bases nobody needs."""
         self._flushed = time.monotonic()
         if self._rows:
             part = new_part()
@@ -168,13 +166,13 @@ class Session:
         return self.plan.grid.datasets if self.schedule.total else []
 
     def write_samples(self, dataset: str, facts: dict[str, Any]) -> None:
-        """Write the table samples of a dataset once; refuse data that differ from those of the earlier runs."""
+        """Write the table samples of a dataset once; refuse data that differ from those of earlier runs."""
         folder = f"dataset={dataset}"
         known = self.store.read_table("samples", ["sha256"], folder)["sha256"].to_pylist()
         if known:
             if known != facts["sha256"]:
                 raise UserError(
-                    f"dataset {dataset}: its content differs from that of the earlier runs in {self.store.uri}."
+                    f"dataset {dataset}: its content differs from that of earlier runs in {self.store.uri}."
                     " Restore the data or use another --results folder."
                 )
             return

@@ -1,8 +1,8 @@
 """The results folder: owns every path, writes atomically, keeps the ledger.
 
-A write of finished tasks is one *part*: scores first, then rows in `runs`, both in files of the part's name. A task is
-done when its row is durable; scores whose part has no rows belong to a write that was cut off and are ignored.
-Works on a local folder and, through pyarrow.fs, on s3:// and gs://.
+A write of finished tasks is one *part*: scores first, then rows in `runs`, both in files of the part's name.
+A task is done when its row is durable; scores whose part has no rows belong to a write that was cut off and
+are ignored. Works on a local folder and, through pyarrow.fs, on s3:// and gs://.
 """
 
 from __future__ import annotations
@@ -45,14 +45,17 @@ class Store:
         self.local = isinstance(self.fs, fs.LocalFileSystem)
         self.damaged: list[str] = []  # parts that could not be read, relative to the root
 
-    # ---- opening -----------------------------------------------------------------------------------------------
+    # ---- opening ------------------------------------------------------------------------------------------
 
     @classmethod
     def open(cls, uri: str) -> Store:
         """The store at `uri`; UserError when there is none or the folder is somebody else's."""
         store = cls(uri)
-        if store._kind() != "ours":
-            raise UserError(f"{uri}: no Lethe results here. `lethe run GRID --results {uri}` makes them.")
+        kind = store._kind()
+        if kind == "foreign":
+            raise UserError(f"{uri}: this holds no Lethe results. Name a results folder with --results.")
+        if kind == "absent":
+            raise UserError(f"{uri}: no results yet. `lethe run GRID --results {uri}` makes them.")
         store._check_version()
         return store
 
@@ -99,7 +102,7 @@ class Store:
                 " Use another --results folder."
             )
 
-    # ---- files -------------------------------------------------------------------------------------------------
+    # ---- files --------------------------------------------------------------------------------------------
 
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
@@ -136,21 +139,25 @@ class Store:
         if self.exists(relative):
             self.fs.delete_file(self.path(relative))
 
-    def files(self, folder: str) -> list[str]:
-        """Parquet files below a folder, relative to the root, sorted by path."""
+    def files(self, folder: str, ending: str = ".parquet") -> list[str]:
+        """Files with this ending below a folder, relative to the root, sorted by path."""
         selector = fs.FileSelector(self.path(folder), recursive=True, allow_not_found=True)
         found = [info.path for info in self.fs.get_file_info(selector) if info.type == fs.FileType.File]
         start = len(self.root) + 1
         names = [path[start:] if path.startswith(self.root) else path for path in found]
-        return sorted(name for name in names if name.endswith(".parquet"))
+        return sorted(name for name in names if name.endswith(ending))
 
-    # ---- tables ------------------------------------------------------------------------------------------------
+    # ---- tables -------------------------------------------------------------------------------------------
 
-    def write_part(self, table: str, rows: Sequence[dict[str, Any]] | pa.Table, part: str, folder: str = "") -> None:
+    def write_part(
+        self, table: str, rows: Sequence[dict[str, Any]] | pa.Table, part: str, folder: str = ""
+    ) -> None:
         """Write rows as one Parquet file `<table>/<folder>/<part>.parquet`; columns left out are null."""
         arrow = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema.arrow(table))
         sink = pa.BufferOutputStream()
-        floats = [column.name for column in schema.TABLES[table] if column.type in (pa.float32(), pa.float64())]
+        floats = [
+            column.name for column in schema.TABLES[table] if column.type in (pa.float32(), pa.float64())
+        ]
         phi = ["phi.list.element"] if table == "scores" else []
         dictionary = [c.name for c in schema.TABLES[table] if c.type == pa.string()]
         pq.write_table(
@@ -195,7 +202,7 @@ class Store:
             self.fs.move(self.path(name), self.path(target))
         return moved
 
-    # ---- the ledger --------------------------------------------------------------------------------------------
+    # ---- the ledger ---------------------------------------------------------------------------------------
 
     def runs(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The row of each finished task: of several rows for one id, the one with the highest attempt."""
@@ -204,7 +211,9 @@ class Store:
         return _latest(table) if table.num_rows else table
 
     def scores(self, rows: pa.Table, folder: str, column: str = "phi") -> dict[str, np.ndarray]:
-        """φ (float32) or `correct` (bool) of runs (columns task_id, part) in one folder: task id -> (samples,)."""
+        """φ (float32) or `correct` (bool) of runs (columns task_id, part) in one folder: task id ->
+        (samples,).
+        """
         part_of = dict(zip(rows["task_id"].to_pylist(), rows["part"].to_pylist(), strict=True))
         wanted = set(part_of.values())
         chunks: dict[str, dict[int, np.ndarray]] = {}
@@ -216,7 +225,7 @@ class Store:
                 _collect(table, column, Path(name).stem, part_of, chunks)
         return {task: np.concatenate([found[i] for i in sorted(found)]) for task, found in chunks.items()}
 
-    # ---- models and logs ---------------------------------------------------------------------------------------
+    # ---- models and logs ----------------------------------------------------------------------------------
 
     def write_model(self, task_id: str, weights: bytes) -> None:
         self.write(_model(task_id), weights)

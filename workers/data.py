@@ -1,7 +1,7 @@
 """Datasets as tensors that live on the device, and the batches made of them there.
 
-Images stay uint8 until a batch is gathered; normalisation and augmentation happen on the device. Nothing here waits
-for the device.
+Images stay uint8 until a batch is gathered; normalisation and augmentation happen on the device. Nothing here
+waits for the device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Batch = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Arrays:
-    """What a dataset's `load` returns: uint8 images (n, channels, height, width), labels (n,), pool and test."""
+    """What a dataset's `load` returns: uint8 images (n, channels, height, width) and labels (n,)."""
 
     pool_images: np.ndarray
     pool_labels: np.ndarray
@@ -62,7 +62,7 @@ class DeviceDataset:
         return torch.addcmul(self.shift, images.float(), self.scale)
 
     def augmented(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Each image cropped at random after zero padding (on the pixels), and mirrored with probability ½."""
+        """Each image cropped at random after zero padding, and mirrored with probability ½."""
         if self.pad:
             images = random_crop(images, self.pad, rng)
         if self.flip:
@@ -173,5 +173,6 @@ def _sample_hashes(images: np.ndarray, labels: np.ndarray) -> list[bytes]:
     """SHA-256 of each sample's raw pixels followed by its label (int64, little endian)."""
     ends = labels.astype("<i8")
     return [
-        hashlib.sha256(image.tobytes() + end.tobytes()).digest() for image, end in zip(images, ends, strict=True)
+        hashlib.sha256(image.tobytes() + end.tobytes()).digest()
+        for image, end in zip(images, ends, strict=True)
     ]

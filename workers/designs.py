@@ -1,7 +1,8 @@
 """Designs: for every pool sample one of four states, decided by recipes and seeds before anything is trained.
 
-Two recipes make a design. *Members* says who a base is trained on: the whole pool less the validation set (main
-track), or one half of a complementary, class-stratified pair (audit track). *Forget* says which members go. NumPy only.
+Two recipes make a design. *Members* says who a base is trained on: the whole pool less the validation set
+(main track), or one half of a complementary, class-stratified pair (audit track). *Forget* says which members
+go. NumPy only.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def rng(*parts: object) -> np.random.Generator:
 def folds(labels: np.ndarray, among: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
     """A class-stratified partition of `among` (bool, n) into `count` folds: (n,) with -1 outside `among`.
 
-    Each class is dealt out evenly, one card after the other across classes, so fold sizes differ by one at most and
-    so does every class within them.
+    Each class is dealt out evenly, one card after the other across classes, so fold sizes differ by one at
+    most and so does every class within them.
     """
     order = _by_class(labels, among, generator)
     fold = np.full(len(labels), -1)
@@ -48,7 +49,9 @@ def _by_class(labels: np.ndarray, among: np.ndarray, generator: np.random.Genera
 
 
 def members(dataset: str, labels: np.ndarray, recipe: dict[str, Any]) -> np.ndarray:
-    """States (n,) uint8 of a design without a forget set: members RETAIN, the validation set VAL, the rest OUT."""
+    """States (n,) uint8 of a design without a forget set: members RETAIN, the validation set VAL, the rest
+    OUT.
+    """
     everyone = np.ones(len(labels), dtype=bool)
     size = round(recipe["val_fraction"] * len(labels))
     val = subset(labels, everyone, size, rng("val", dataset, recipe["val_fraction"]))
@@ -60,13 +63,18 @@ def members(dataset: str, labels: np.ndarray, recipe: dict[str, Any]) -> np.ndar
 
 
 def build(
-    dataset: str, labels: np.ndarray, recipe: dict[str, Any], forget: Any, key: str, draw: dict[str, int] | None
+    dataset: str,
+    labels: np.ndarray,
+    recipe: dict[str, Any],
+    forget: Any,
+    key: str,
+    draw: dict[str, int] | None,
 ) -> np.ndarray:
     """The states (n,) uint8 of a design.
 
-    recipe: {"track", "val_fraction"}, for the audit also {"pair", "half"}. forget: a forget recipe, None for none, and
-    `key` the text that identifies it. draw: forget set `index` of the `of` sets of an audit base; None on the main
-    track.
+    recipe: {"track", "val_fraction"}, for the audit also {"pair", "half"}. forget: a forget recipe, None for
+    none, and `key` the text that identifies it. draw: forget set `index` of the `of` sets of an audit base;
+    None on the main track.
     """
     states = members(dataset, labels, recipe)
     if forget is None:

@@ -24,7 +24,7 @@ class Scores:
 
 
 def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """φ = z_y − logsumexp over the other classes, float32 (b,): the log-odds of the true class (LiRA §IV)."""
+    """φ = z_y − logsumexp over the other classes, float32 (b,): the true class's log-odds (LiRA)."""
     logits = logits.float()
     own = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], float("-inf"))
@@ -32,7 +32,7 @@ def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def evaluate(model: nn.Module, dataset: DeviceDataset) -> Scores:
-    """Scores of all samples in eval mode, float32, without augmentation; Diverged when some φ is not finite."""
+    """Scores of all samples in eval mode, float32, not augmented; Diverged when some φ is not finite."""
     model.eval()
     phi, correct = [], []
     with torch.inference_mode():
@@ -59,7 +59,12 @@ def summary(scores: Scores, states: np.ndarray) -> dict[str, float | None]:
     of = np.full(len(scores.phi), -1)
     of[pool] = states
     row: dict[str, float | None] = {}
-    sets = (("retain", "ra", of == RETAIN), ("forget", "fa", of == FORGET), ("val", "va", of == VAL), ("test", "ta", ~pool))
+    sets = (
+        ("retain", "ra", of == RETAIN),
+        ("forget", "fa", of == FORGET),
+        ("val", "va", of == VAL),
+        ("test", "ta", ~pool),
+    )
     for name, accuracy, mask in sets:
         row[accuracy] = float(scores.correct[mask].mean()) if mask.any() else None
         row[f"{name}_loss"] = float(loss[mask].mean()) if mask.any() else None

@@ -1,4 +1,6 @@
-"""One task from its specification to a row and scores. The one place that turns exceptions into failure kinds."""
+"""One task from its specification to a row and scores. The one place that turns exceptions into failure
+kinds.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class TimeLimit(Exception):
 
 @dataclass
 class Outcome:
-    """What a task leaves: its status, the columns it knows of its row, its scores, design and, for a base, weights."""
+    """What a task leaves: its status, the columns it knows of its row, its scores, design and, for a base,
+    weights.
+    """
 
     task_id: str
     status: str
@@ -68,7 +72,9 @@ def run_task(task: dict[str, Any], bench: Bench) -> Outcome:
     started = time.time()
     try:
         bench.warm_up(task["spec"])
-        outcome = _unlearn_task(task, bench) if task["spec"]["kind"] == "unlearn" else _train_task(task, bench)
+        outcome = (
+            _unlearn_task(task, bench) if task["spec"]["kind"] == "unlearn" else _train_task(task, bench)
+        )
     except Diverged as error:
         outcome = Outcome(task["id"], "diverged", str(error), traceback.format_exc())
     except TimeLimit as error:
@@ -77,7 +83,9 @@ def run_task(task: dict[str, Any], bench: Bench) -> Outcome:
         outcome = Outcome(task["id"], "oom", _first_line(error), traceback.format_exc())
     except Exception as error:  # a fault of the program or its data: recorded with its trace, never swallowed
         status = "oom" if "can't allocate memory" in str(error) else "bug"
-        outcome = Outcome(task["id"], status, f"{type(error).__name__}: {_first_line(error)}", traceback.format_exc())
+        outcome = Outcome(
+            task["id"], status, f"{type(error).__name__}: {_first_line(error)}", traceback.format_exc()
+        )
     outcome.row |= {"started_at": started, "finished_at": time.time()}
     return outcome
 
@@ -95,7 +103,9 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
     recipe = Recipe(**spec["training"])
     with seeded(spec["seeds"]["init"], bench.device):
         model = build(spec, dataset).to(bench.device)
-        view = View(dataset, trained_on, generator(spec["seeds"]["order"], bench.device), augment=recipe.augment)
+        view = View(
+            dataset, trained_on, generator(spec["seeds"]["order"], bench.device), augment=recipe.augment
+        )
         with Stopwatch(bench.device) as watch:
             train(model, view, recipe)
     outcome = _evaluated(task, model, design, watch, bench)
@@ -127,8 +137,12 @@ def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
     return outcome
 
 
-def unlearn(method: Method, base: nn.Module, data: Any, precision: str = "auto") -> tuple[nn.Module, Stopwatch]:
-    """The model a method makes of a private copy of `base`, in eval mode, and the clock around the method alone."""
+def unlearn(
+    method: Method, base: nn.Module, data: Any, precision: str = "auto"
+) -> tuple[nn.Module, Stopwatch]:
+    """The model a method makes of a private copy of `base`, in eval mode, and the clock around the method
+    alone.
+    """
     model = copy.deepcopy(base).train()
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     token = PRECISION.set(precision)
@@ -143,7 +157,9 @@ def unlearn(method: Method, base: nn.Module, data: Any, precision: str = "auto")
     return model.eval(), watch
 
 
-def _evaluated(task: dict[str, Any], model: nn.Module, design: Design, watch: Stopwatch, bench: Bench) -> Outcome:
+def _evaluated(
+    task: dict[str, Any], model: nn.Module, design: Design, watch: Stopwatch, bench: Bench
+) -> Outcome:
     outcome = Outcome(task["id"], "done", design=design.row())
     with Stopwatch(bench.device) as evaluation:
         outcome.scores = evaluate(model, design.dataset)
@@ -171,7 +187,9 @@ class Design:
             self.states = designs.build(dataset.name, labels, self.recipe, forget, canonical(chosen), draw)
         else:
             self.states = designs.build(dataset.name, labels, self.recipe, None, "", None)
-        self.id = hashlib.sha256(canonical([dataset.sha256, self.recipe, self.forget_recipe]).encode()).hexdigest()[:20]
+        self.id = hashlib.sha256(
+            canonical([dataset.sha256, self.recipe, self.forget_recipe]).encode()
+        ).hexdigest()[:20]
 
     retain = property(lambda self: np.flatnonzero(self.states == designs.RETAIN))
     forget = property(lambda self: np.flatnonzero(self.states == designs.FORGET))
@@ -236,7 +254,9 @@ def generator(seed: int, device: torch.device) -> torch.Generator:
 def build(spec: dict[str, Any], dataset: DeviceDataset) -> nn.Module:
     """The freshly initialised architecture of a task."""
     channels, size = dataset.shape
-    return plugin("workers.architectures", spec["architecture"]["name"])().build(dataset.num_classes, channels, size)
+    return plugin("workers.architectures", spec["architecture"]["name"])().build(
+        dataset.num_classes, channels, size
+    )
 
 
 def index_hash(dataset: DeviceDataset, index: np.ndarray) -> str:

@@ -1,4 +1,6 @@
-"""Training of bases and retrains: the recipe, put into the one loop (`methods.base.fit`) that methods use too."""
+"""Training of bases and retrains: the recipe, put into the one loop (`methods.base.fit`) that methods use
+too.
+"""
 
 from __future__ import annotations
 

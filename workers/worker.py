@@ -1,4 +1,5 @@
-"""The worker: a plain class that keeps datasets and hot base models on its device and runs one task after another.
+"""The worker: a plain class that keeps datasets and hot base models on its device and runs one task after
+another.
 
 orchestrator/driver.py makes a Ray actor of it, orchestrator/inline.py uses it in its own process.
 """
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load
-
 from torch.nn.functional import cross_entropy
 
 from methods.base import fit, plugin, sgd
@@ -28,9 +28,9 @@ from workers.run_task import Base, Outcome, build, generator, run_task, seeded
 class Worker:
     """Runs tasks on one device.
 
-    data: folder of the datasets. device: 'auto' (a GPU if this process sees one), 'cpu' or 'cuda'. hot: how many base
-    models stay on the device. On a CPU a worker uses one thread: several busy processes with two threads each were
-    seen 10–100 times slower.
+    data: folder of the datasets. device: 'auto' (a GPU if this process sees one), 'cpu' or 'cuda'. hot: how
+    many base models stay on the device. On a CPU a worker uses one thread: several busy processes with two
+    threads each were seen 10–100 times slower.
     """
 
     def __init__(self, data: str, device: str = "auto", hot: int = 4) -> None:
@@ -70,7 +70,7 @@ class Worker:
         dataset = self.dataset(name)
         return {"labels": dataset.host_labels, "n_pool": dataset.n_pool, "sha256": dataset.sample_sha256}
 
-    # ---- what a task asks for (run_task.Bench) -------------------------------------------------------------------
+    # ---- what a task asks for (run_task.Bench) ------------------------------------------------------------
 
     def dataset(self, name: str) -> DeviceDataset:
         """The dataset on the device; loaded at the first call."""
@@ -80,7 +80,9 @@ class Worker:
         return self._datasets[name]
 
     def warm_up(self, spec: dict[str, Any]) -> None:
-        """One throw-away training step per (dataset, architecture), so that no task is timed with start-up costs."""
+        """One throw-away training step per (dataset, architecture), so that no task is timed with start-up
+        costs.
+        """
         key = (spec["dataset"]["name"], spec["architecture"]["name"])
         if key in self._warm:
             return
@@ -114,7 +116,11 @@ class Worker:
     def _unpack(self, weights: bytes, spec: dict[str, Any]) -> Base:
         model = build(spec, self.dataset(spec["dataset"]["name"]))
         model.load_state_dict(load(weights))
-        return Base(model.to(self.device).eval(), _metadata(weights)["members_sha256"], hashlib.sha256(weights).hexdigest())
+        return Base(
+            model.to(self.device).eval(),
+            _metadata(weights)["members_sha256"],
+            hashlib.sha256(weights).hexdigest(),
+        )
 
 
 def _metadata(weights: bytes) -> dict[str, str]:

@@ -6,7 +6,9 @@ from torch import nn
 
 
 class CnnSmall:
-    """Two 3×3 convolutions of 16 and 32 channels, pooled to 4×4, and a linear head: 9,962 parameters for 1×8×8, C=10."""
+    """Two 3×3 convolutions of 16 and 32 channels, pooled to 4×4, and a linear head: 9,962 parameters for
+    1×8×8, C=10.
+    """
 
     name = "cnn_small"
     label = "CNN-small"

@@ -1,7 +1,8 @@
 """ResNet-18 with the ImageNet stem, as torchvision has it: 11,181,642 parameters at 10 classes.
 
-He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2015, arXiv 1512.03385. The paper benchmarked here
-(arXiv 2410.01276) uses it unchanged at 32×32 pixels, which is why its CIFAR-10 accuracy is near 87 %.
+He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2015, arXiv 1512.03385. The paper
+benchmarked here (arXiv 2410.01276) uses it unchanged at 32×32 pixels, which is why its CIFAR-10 accuracy is
+near 87 %.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ class Resnet18:
     version = 1
 
     def build(self, num_classes: int, channels: int, size: int) -> nn.Module:
-        """A freshly initialised net for images (b, 3, size, size); one channel is widened to three by repetition."""
+        """A freshly initialised net for images (b, 3, size, size); one channel is widened to three by
+        repetition.
+        """
         from torchvision.models import resnet18
 
         model = resnet18(weights=None, num_classes=num_classes)

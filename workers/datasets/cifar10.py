@@ -1,7 +1,7 @@
 """CIFAR-10: 50,000 + 10,000 colour images of 32×32 pixels, 10 classes, read by torchvision.
 
-A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. Normalisation, crop with padding 4, mirror
-and 182 epochs as in arXiv 2410.01276.
+A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. Normalisation, crop with padding,
+mirror and 182 epochs as in arXiv 2410.01276.
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ class Cifar10:
 
     def load(self, folder: Path) -> Arrays:
         """The arrays; FileNotFoundError when `folder` lacks the verified files."""
-        pool, test = self._part(folder, train=True, download=False), self._part(folder, train=False, download=False)
-        return Arrays(*pool, *test)
+        return Arrays(*self._part(folder, train=True), *self._part(folder, train=False))
 
     def prepare(self, folder: Path) -> str:
         """Download and verify; returns where the files are."""
         self._part(folder, train=True, download=True)
         return str(folder / "cifar-10-batches-py")
 
-    def _part(self, folder: Path, *, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _part(self, folder: Path, *, train: bool, download: bool = False) -> tuple[np.ndarray, np.ndarray]:
         from torchvision.datasets import CIFAR10
 
         try:
             data = CIFAR10(str(folder), train=train, download=download)
         except RuntimeError as error:  # torchvision says so for missing and for corrupt files
             raise FileNotFoundError(
-                f"cifar10 is not in {folder}, or its files are damaged ({error}). Run `lethe prepare cifar10`."
+                f"cifar10 is not in {folder}, or damaged ({error}). Run `lethe prepare cifar10`."
             ) from error
         return np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.asarray(data.targets, dtype=np.int64)

@@ -1,7 +1,8 @@
 """The 1,797 handwritten digits that come with scikit-learn: 8×8 pixels, 10 classes, no download.
 
-E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998. There is no
-official test set in this copy; 360 samples (20 %, stratified by class, always the same) serve as one.
+E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
+There is no official test set in this copy; 360 samples (20 %, stratified by class, always the same) serve as
+one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Uniformly random forgetting of a fraction of the members, stratified by class.
 
-The paper (arXiv 2410.01276) draws without strata; strata remove the chance imbalance of classes between the forget
-set and the rest, which a population attack would otherwise see.
+The paper (arXiv 2410.01276) draws without strata; strata remove the chance imbalance of classes between the
+forget set and the rest, which a population attack would otherwise see.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ class Random:
     paper = "arXiv:2410.01276"
     version = 1
 
-    fraction: float = hp(0.1, 0.001, 0.5)
+    fraction: float = hp(0.1, 0.0001, 0.9)
 
     def draw(self, labels: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The forget set of the main track: a bool mask (n,) within `members` (bool, n)."""
         return subset(labels, members, round(self.fraction * int(members.sum())), rng)
 
-    def audited(self, labels: np.ndarray, pool: np.ndarray, sets: int, rng: np.random.Generator) -> np.ndarray:
-        """The pool samples that `sets` disjoint forget sets per base can cover: a bool mask (n,) within `pool`.
+    def audited(
+        self, labels: np.ndarray, pool: np.ndarray, sets: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """The pool samples that `sets` disjoint forget sets per base can cover: a bool mask (n,) within
+        `pool`.
 
-        It is the same for all bases, so that each audited sample is forgotten once in every base trained on it.
+        It is the same for all bases, so that each audited sample is forgotten once in every base trained on
+        it.
         """
         return subset(labels, pool, round(self.fraction * sets * int(pool.sum())), rng)

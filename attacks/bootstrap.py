@@ -1,0 +1,157 @@
+"""Uncertainty over independent pairs of bases: resample pairs, keep everything that hangs on a pair together.
+
+Scores of one base share its training run, so intervals that treat them as independent are far too narrow.
+Every replicate is a weighted sum of per-pair histograms, so a thousand ROC curves are two matrix products.
+Weights depend only on (pairs, replicates, seed), so replicates of two methods on the same pairs are paired.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from attacks.metrics import expanded_percentile_interval
+
+Floats = NDArray[np.float64]
+
+CHUNK = 256  # replicates held in memory at once, each a few rows of `bins` numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Replicates:
+    """Per reweighting: auc (R,), balanced_accuracy at 0 (R,), tpr (R, alphas). NaN: no score has weight."""
+
+    auc: Floats
+    balanced_accuracy: Floats
+    tpr: Floats
+
+    def take(self, rows: slice) -> Replicates:
+        """The replicates in `rows`."""
+        return Replicates(self.auc[rows], self.balanced_accuracy[rows], self.tpr[rows])
+
+
+def pair_weights(pairs: int, replicates: int = 1000, seed: int = 0) -> Floats:
+    """Multinomial weights (replicates, pairs), each row summing to `pairs`."""
+    if pairs < 2 or replicates < 1:
+        raise ValueError(f"bootstrap: {pairs} pairs, {replicates} replicates; at least 2 and 1.")
+    draws = np.random.default_rng(seed).multinomial(pairs, np.full(pairs, 1 / pairs), size=replicates)
+    return draws.astype(np.float64)
+
+
+def cluster_bootstrap(
+    positive: Floats, negative: Floats, weights: Floats, alphas: ArrayLike = (), bins: int = 4096
+) -> Replicates:
+    """Metrics under each row of weights (R, k); positive and negative scores (k, n), NaN = no score.
+
+    Ranks are binned (about `bins` bins, exact when the scores are fewer); balanced accuracy at 0 is exact.
+    """
+    edges = bin_edges(positive, negative, bins)
+    high, low = _histograms(positive, edges), _histograms(negative, edges)
+    levels = np.asarray(alphas, dtype=np.float64)
+    parts = [_curve(w @ high, w @ low, levels) for w in _chunks(weights)]
+    area, tpr = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Replicates(area, _balanced_accuracy(positive, negative, weights), tpr)
+
+
+def bin_edges(positive: Floats, negative: Floats, bins: int = 4096) -> Floats:
+    """Rising edges: pooled quantiles for the body, log-spaced ranks of the negatives for the low-FPR tail.
+
+    A tail edge comes with its successor, so that those negatives are bins of their own and ties stay ties.
+    """
+    high, low = positive[~np.isnan(positive)], np.sort(negative[~np.isnan(negative)])
+    body = np.quantile(np.concatenate([high, low]), np.linspace(0, 1, bins // 2))
+    ranks = np.unique(np.geomspace(1, low.size, bins // 4).astype(np.int64))
+    # Few scores: geomspace skips ranks, but then all of them fit.
+    tail = low if low.size <= bins // 4 else low[low.size - ranks]
+    return np.unique(np.concatenate([body, tail, np.nextafter(tail, np.inf)]))
+
+
+def centred_interval(
+    replicates: Floats,
+    binned: float,
+    exact: float,
+    clusters: int,
+    level: float = 0.95,
+    stretch: float = 1.0,
+) -> tuple[float, float]:
+    """Interval (low, high) within 0-1 of replicates (R,), moved by the binning error and stretched.
+
+    `binned` is the metric under weights of one. The interval is widened, where needed, to hold the estimate.
+    Replicates without any score are left out; there are none unless a pair is empty.
+    """
+    usable = replicates[~np.isnan(replicates)]
+    if usable.size == 0:
+        raise ValueError(f"bootstrap: none of {replicates.size} replicates holds a score.")
+    low, high = expanded_percentile_interval(centred(usable, binned, exact, stretch), clusters, level)
+    return max(0.0, min(low, exact)), min(1.0, max(high, exact))
+
+
+def centred(replicates: Floats, binned: float, exact: float, stretch: float = 1.0) -> Floats:
+    """Replicates around the exact estimate instead of the binned one, deviations times `stretch`."""
+    return exact + stretch * (replicates - binned)
+
+
+def paired_difference(
+    first: Floats, second: Floats, exact: float, clusters: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval (low, high) of first - second, replicates (R,) under the same weights."""
+    if first.shape != second.shape:
+        raise ValueError(f"paired_difference: shapes {first.shape} and {second.shape} differ; use one seed.")
+    difference = first - second
+    usable = difference[~np.isnan(difference)]
+    low, high = expanded_percentile_interval(usable, clusters, level)
+    return min(low, exact), max(high, exact)
+
+
+def _histograms(scores: Floats, edges: Floats) -> Floats:
+    bins = edges.size + 1
+    counts = [np.bincount(_bin(row[~np.isnan(row)], edges), minlength=bins) for row in scores]
+    return np.asarray(counts, dtype=np.float64)
+
+
+def _bin(row: Floats, edges: Floats) -> NDArray[np.intp]:
+    return np.searchsorted(edges, row, side="right")
+
+
+def _chunks(weights: Floats) -> list[Floats]:
+    return [weights[i : i + CHUNK] for i in range(0, len(weights), CHUNK)]
+
+
+def _curve(high: Floats, low: Floats, alphas: Floats) -> tuple[Floats, Floats]:
+    """AUC (R,) and TPR at each alpha (R, alphas) of weighted histograms (R, bins), lowest scores first."""
+    with np.errstate(invalid="ignore"):
+        high = high / high.sum(axis=1, keepdims=True)
+        fpr = _from_top(low) / low.sum(axis=1, keepdims=True)
+    # Trapezoids from the top: a bin shared by both worlds counts its ties one half.
+    tpr = _from_top(high)
+    area = (0.5 * (tpr[:, 1:] + tpr[:, :-1]) * np.diff(fpr, axis=1)).sum(axis=1)
+    found = np.full((len(high), alphas.size), np.nan)
+    for r in np.flatnonzero(~np.isnan(area)):
+        found[r] = tpr[r, np.searchsorted(fpr[r], alphas, side="right") - 1]
+    return area, found
+
+
+def _from_top(counts: Floats) -> Floats:
+    """Cumulative counts from the highest bin down, starting with nothing: (R, bins) -> (R, bins + 1)."""
+    falling = np.cumsum(counts[:, ::-1], axis=1)
+    return np.concatenate([np.zeros((len(counts), 1)), falling], axis=1)
+
+
+def _balanced_accuracy(positive: Floats, negative: Floats, weights: Floats) -> Floats:
+    with np.errstate(invalid="ignore"):
+        tpr = (weights @ _above_zero(positive)) / (weights @ _count(positive))
+        fpr = (weights @ _above_zero(negative)) / (weights @ _count(negative))
+    result: Floats = 0.5 * (tpr + 1 - fpr)
+    return result
+
+
+def _above_zero(scores: Floats) -> Floats:
+    above: Floats = (scores > 0).sum(axis=1) + 0.5 * (scores == 0).sum(axis=1)
+    return above
+
+
+def _count(scores: Floats) -> Floats:
+    count: Floats = (~np.isnan(scores)).sum(axis=1).astype(np.float64)
+    return count

@@ -1,0 +1,136 @@
+"""What two sets of scores say: AUC, operating points, balanced accuracy, intervals. Larger = "trained on"."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+MIN_FALSE_POSITIVES = 10  # a TPR at an FPR that allows fewer false positives than this is printed as "n/a"
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """The best operating point with FPR <= alpha; `fpr` is the realised one. Not `supported`: print "n/a"."""
+
+    alpha: float
+    tpr: float
+    fpr: float
+    false_positives: int
+    supported: bool
+
+
+def auc(positive: ArrayLike, negative: ArrayLike) -> float:
+    """P(positive > negative) + P(tie) / 2, the Mann-Whitney statistic in exact integer counts, in 0-1."""
+    high, low = np.sort(_scores(positive, "positive")), np.sort(_scores(negative, "negative"))
+    below = int(np.searchsorted(low, high, side="left").sum(dtype=np.int64))
+    not_above = int(np.searchsorted(low, high, side="right").sum(dtype=np.int64))
+    return (below + not_above) / (2 * high.size * low.size)
+
+
+def roc(positive: ArrayLike, negative: ArrayLike) -> tuple[Floats, Floats, Floats]:
+    """Operating points (fpr, tpr, thresholds), each (points,): "score >= threshold" for every distinct score.
+
+    Tied scores form one point. Thresholds fall from +inf (nothing accepted); fpr and tpr rise from 0 to 1.
+    """
+    high, low = _scores(positive, "positive"), _scores(negative, "negative")
+    thresholds, position = np.unique(np.concatenate([high, low]), return_inverse=True)
+    true = np.bincount(position[: high.size], minlength=thresholds.size)[::-1].cumsum()
+    false = np.bincount(position[high.size :], minlength=thresholds.size)[::-1].cumsum()
+    fpr, tpr = np.append(0, false) / low.size, np.append(0, true) / high.size
+    return fpr, tpr, np.append(np.inf, thresholds[::-1])
+
+
+def best_counts(positive: ArrayLike, negative: ArrayLike, alphas: ArrayLike) -> tuple[Counts, Counts]:
+    """(true positives, false positives), each (len(alphas),), at the largest TPR with FPR <= alpha.
+
+    With at most m false positives allowed, everything strictly above the (m+1)-th largest negative is
+    accepted; no interpolation and no "nearest point", which can exceed alpha.
+    """
+    high, low = np.sort(_scores(positive, "positive")), np.sort(_scores(negative, "negative"))
+    levels = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
+    if not ((levels >= 0) & (levels <= 1)).all():
+        raise ValueError(f"alpha: {levels.tolist()} is outside the allowed range 0..1.")
+    allowed = _allowed_false_positives(levels, low.size)
+    cut = np.where(allowed < low.size, low[np.maximum(low.size - 1 - allowed, 0)], -np.inf)
+    everything = allowed >= low.size
+    true = np.where(everything, high.size, high.size - np.searchsorted(high, cut, side="right"))
+    false = np.where(everything, low.size, low.size - np.searchsorted(low, cut, side="right"))
+    return true, false
+
+
+def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, alpha: float) -> OperatingPoint:
+    """The largest TPR among operating points with FPR <= alpha, and the FPR it really has. Never NaN."""
+    true, false = best_counts(positive, negative, alpha)
+    n1, n0 = np.size(positive), np.size(negative)
+    supported = alpha * n0 >= MIN_FALSE_POSITIVES
+    return OperatingPoint(float(alpha), int(true[0]) / n1, int(false[0]) / n0, int(false[0]), supported)
+
+
+def balanced_accuracy(positive: ArrayLike, negative: ArrayLike, threshold: float = 0.0) -> float:
+    """(TPR + TNR) / 2 at a threshold fixed in advance; a score on the threshold counts one half. In 0-1."""
+    high, low = _scores(positive, "positive"), _scores(negative, "negative")
+    tpr = (np.count_nonzero(high > threshold) + 0.5 * np.count_nonzero(high == threshold)) / high.size
+    tnr = (np.count_nonzero(low < threshold) + 0.5 * np.count_nonzero(low == threshold)) / low.size
+    return float(0.5 * (tpr + tnr))
+
+
+def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact binomial interval (low, high) of the rate behind k of n, at a threshold fixed in advance.
+
+    Coverage is at least `level` for every rate (Clopper and Pearson, Biometrika 1934).
+    """
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"clopper_pearson: k={k} of n={n}; allowed is 0 <= k <= n with n >= 1.")
+    tail = _tail(level)
+    low = 0.0 if k == 0 else float(stats.beta.ppf(tail, k, n - k + 1))
+    high = 1.0 if k == n else float(stats.beta.ppf(1 - tail, k + 1, n - k))
+    return low, high
+
+
+def expanded_percentile_interval(
+    replicates: ArrayLike, clusters: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval (low, high) of bootstrap replicates (R,), widened for a small number of clusters.
+
+    A plain percentile interval is too narrow by sqrt((n-1)/n) and uses a normal where a t quantile is due, so
+    the tail becomes Phi(-sqrt(n/(n-1)) t_{1-tail, n-1}) (Hesterberg 2015, "What Teachers Should Know About
+    the Bootstrap", arXiv:1411.5279). Raises ValueError for NaN replicates: drop and report them before.
+    """
+    values = _scores(replicates, "replicates")
+    if clusters < 2:
+        raise ValueError(f"clusters: {clusters} is too few for an interval, at least 2.")
+    widened = math.sqrt(clusters / (clusters - 1)) * stats.t.ppf(1 - _tail(level), clusters - 1)
+    tail = float(stats.norm.cdf(-widened))
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _allowed_false_positives(levels: Floats, n: int) -> Counts:
+    # alpha * n can round to just under an integer (0.29 * 100 < 29); what is meant is m / n <= alpha.
+    m = np.floor(levels * n).astype(np.int64)
+    m += (m + 1) / n <= levels
+    m -= m / n > levels
+    return m
+
+
+def _tail(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"level: {level} is outside the allowed range 0..1 (both excluded).")
+    return (1 - level) / 2
+
+
+def _scores(values: ArrayLike, what: str) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{what}: shape {array.shape} is not a non-empty list of scores.")
+    missing = int(np.isnan(array).sum())
+    if missing:
+        raise ValueError(f"{what}: {missing} of {array.size} scores are NaN; none is allowed.")
+    return array

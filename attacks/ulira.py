@@ -1,0 +1,284 @@
+"""U-LiRA: per-sample likelihood-ratio audit of unlearning (Hayes et al. 2024, arXiv:2403.01218).
+
+For each sample, two worlds: scores phi from models that forgot it, and from a reference that never saw it.
+The audit is the log ratio of their predictive densities at a score from a model that neither was fitted on:
+
+    LLR = log t_{nu0+d}(x; mean_F, shrunk_F^2 (1 + 1/k)) - log t_{nu0+d}(x; mean_R, shrunk_R^2 (1 + 1/k))
+
+Three comparisons, because one is not enough. Forgotten vs retrained is the definition of unlearning.
+Forgotten vs never-in (same unlearned models) is the game against a deployed model. Never-in vs retrained, the
+fingerprint, holds nothing about the sample but says what the method does to every model: it fools the first
+and is invisible to the second.
+
+Deviation: moderated Student-t (see moderation.py) instead of two Gaussians; every model is scored by the
+other pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from attacks.bootstrap import Replicates, centred, centred_interval, cluster_bootstrap, pair_weights
+from attacks.metrics import MIN_FALSE_POSITIVES, auc, balanced_accuracy, best_counts
+from attacks.moderation import VariancePrior, log_predictive, variance_floor, variance_prior
+from attacks.moments import Floats, Mask, Moments, total, without_each
+
+name = "ulira"
+label = "U-LiRA"
+paper = "arXiv:2403.01218"
+version = 1
+
+MIN_PAIRS = 3  # one is scored, and a variance needs two others
+ALPHAS = (0.01, 0.001)
+# Where nothing leaks, the evidence is a sum over pairs p != q of products of their differences: every product
+# enters twice, as "p scored by q" and as "q scored by p". A bootstrap takes the scores of p and q for
+# independent and finds half of the variance (simulated: 95 % intervals of a null world cover 82 to 88 %). The
+# more leaks, the less the fits matter, and the more cautious this factor is.
+SHARED_FITS = math.sqrt(2)
+ROC_GRID: NDArray[np.float64] = np.logspace(-5, 0, 121)
+
+
+@dataclass(frozen=True)
+class TprEstimate:
+    """TPR at FPR <= alpha with its interval; `fpr` is the realised one. Not `supported`: print "n/a"."""
+
+    alpha: float
+    tpr: float
+    low: float
+    high: float
+    fpr: float
+    false_positives: int
+    supported: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One comparison of two worlds. Rates in 0-1; `_low` and `_high` are limits of a bootstrap over pairs."""
+
+    pairs: int  # pairs with at least one score
+    samples: int  # samples with at least one score
+    n_positive: int
+    n_negative: int
+    auc: float
+    auc_low: float
+    auc_high: float
+    tpr: dict[float, TprEstimate]  # keyed by alpha: 0.01 and 0.001
+    balanced_accuracy: float  # at LLR = 0
+    balanced_accuracy_low: float
+    balanced_accuracy_high: float
+    nu0_positive: float  # prior degrees of freedom, all pairs; may be inf
+    nu0_negative: float
+    loss_auc: float  # one threshold on phi for all samples, on the same entries
+    loss_auc_low: float
+    loss_auc_high: float
+    collapsed: int  # samples whose variance is below the floor in either world
+    roc_fpr: Floats = field(repr=False)  # (121,), log-spaced 1e-5..1
+    roc_tpr: Floats = field(repr=False)  # (121,), largest TPR with FPR <= roc_fpr
+    roc_low: Floats = field(repr=False)
+    roc_high: Floats = field(repr=False)
+    auc_replicates: Floats = field(repr=False)  # (replicates,); same seed and pairs: paired
+
+
+class _Shrinkage(NamedTuple):
+    """What all samples of one world say about a variance."""
+
+    floor: float
+    prior: VariancePrior
+
+
+def ulira(
+    forgotten: ArrayLike,
+    never: ArrayLike | None = None,
+    retrained: ArrayLike | None = None,
+    *,
+    level: float = 0.95,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Comparison]:
+    """The comparisons that the given worlds allow; each world is phi (k pairs, n samples), NaN = missing.
+
+    forgotten: samples in the forget set of an unlearned model; never: samples that an unlearned model was
+    never given; retrained: samples that a retrained model was never given. Keys: `forgotten_vs_retrained`,
+    `forgotten_vs_never`, `fingerprint` (never vs retrained). Raises ValueError for a wrong shape, an infinite
+    score, fewer than three pairs, or when no sample has both worlds in three pairs.
+    """
+    worlds = {
+        "forgotten_vs_retrained": (forgotten, retrained),
+        "forgotten_vs_never": (forgotten, never),
+        "fingerprint": (never, retrained),
+    }
+    return {
+        key: compare(first, second, level=level, replicates=replicates, seed=seed)
+        for key, (first, second) in worlds.items()
+        if first is not None and second is not None
+    }
+
+
+def compare(
+    positive: ArrayLike,
+    negative: ArrayLike,
+    *,
+    level: float = 0.95,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """One comparison: phi (k, n) in the positive world against phi (k, n) in the reference world."""
+    high, low, present, step = _worlds(positive, negative)
+    llr_high, llr_low = leave_pair_out(positive, negative)
+    scored = ~np.isnan(llr_high)
+    if not scored.any():
+        raise ValueError(f"ulira: no sample has both worlds in at least {MIN_PAIRS} of {len(high)} pairs.")
+    weights = pair_weights(len(high), replicates, seed)
+    moments = [total(world, present) for world in (high, low)]
+    shrinkages = [_shrinkage(m, step) for m in moments]
+    phi = np.where(scored, high, np.nan), np.where(scored, low, np.nan)
+    return Comparison(
+        pairs=int(scored.any(axis=1).sum()),
+        samples=int(scored.any(axis=0).sum()),
+        n_positive=int(scored.sum()),
+        n_negative=int(scored.sum()),
+        nu0_positive=shrinkages[0].prior.nu0,
+        nu0_negative=shrinkages[1].prior.nu0,
+        collapsed=_collapsed(moments, shrinkages),
+        **_loss_estimates(*phi, weights, level),
+        **_estimates(llr_high, llr_low, weights, level),
+    )
+
+
+def leave_pair_out(positive: ArrayLike, negative: ArrayLike, strict: bool = True) -> tuple[Floats, Floats]:
+    """LLR of every score from the other pairs only: phi (k, n) of two worlds in, their LLR (k, n) out.
+
+    Entry [p, i] is phi of sample i in pair p. A complementary pair gives each sample exactly one score of
+    each world, so leaving out the pair, and not only the model, keeps both counts equal. strict: the variance
+    prior also comes from the other pairs only; otherwise from all pairs, once. NaN out: missing, or fewer
+    than two other pairs. Raises ValueError for a wrong shape, fewer than three pairs, or an infinite score.
+    """
+    high, low, present, step = _worlds(positive, negative)
+    llr = np.full(high.shape, np.nan), np.full(low.shape, np.nan)
+    common = None if strict else [_shrinkage(total(world, present), step) for world in (high, low)]
+    others = zip(without_each(high, present), without_each(low, present), strict=True)
+    for p, moments in enumerate(others):
+        scored = present[p] & (moments[0].number >= MIN_PAIRS - 1)
+        if not scored.any():
+            continue
+        first, second = common or [_shrinkage(m, step) for m in moments]
+        fit_high, fit_low = (m.take(scored) for m in moments)
+        for world, out in zip((high, low), llr, strict=True):
+            x = world[p, scored]
+            out[p, scored] = _log_density(x, fit_high, first) - _log_density(x, fit_low, second)
+    return llr
+
+
+def _shrinkage(moments: Moments, step: float) -> _Shrinkage:
+    usable = moments.take(moments.number >= MIN_PAIRS - 1)
+    variance = usable.variance()
+    size = np.abs(usable.mean)
+    # The median: one score of 1e8 must not raise every floor. The maximum: most means may be zero.
+    floor = variance_floor(variance, step * float(np.median(size) or size.max()))
+    return _Shrinkage(floor, variance_prior(np.maximum(variance, floor), usable.number - 1))
+
+
+def _log_density(x: Floats, moments: Moments, shrinkage: _Shrinkage) -> Floats:
+    variance = np.maximum(moments.variance(), shrinkage.floor)
+    return log_predictive(x, moments.mean, variance, moments.number, shrinkage.prior)
+
+
+def _collapsed(moments: list[Moments], shrinkages: list[_Shrinkage]) -> int:
+    below = [
+        (m.number >= MIN_PAIRS) & (m.variance() < s.floor) for m, s in zip(moments, shrinkages, strict=True)
+    ]
+    return int((below[0] | below[1]).sum())
+
+
+def _estimates(positive: Floats, negative: Floats, weights: Floats, level: float) -> dict[str, Any]:
+    """The fields of `Comparison` that come from the LLR (k, n) of both worlds."""
+    alphas = np.concatenate([ALPHAS, ROC_GRID])
+    high, low = positive[~np.isnan(positive)], negative[~np.isnan(negative)]
+    true, false = best_counts(high, low, alphas)
+    tpr, area, accuracy = true / high.size, auc(high, low), balanced_accuracy(high, low)
+    binned, resampled = _resample(positive, negative, weights, alphas)
+
+    def limits(replicates: Floats, once: Floats, exact: float) -> tuple[float, float]:
+        return centred_interval(replicates, once[0], exact, _clusters(positive), level, SHARED_FITS)
+
+    area_limits = limits(resampled.auc, binned.auc, area)
+    accuracy_limits = limits(resampled.balanced_accuracy, binned.balanced_accuracy, accuracy)
+    columns = zip(resampled.tpr.T, binned.tpr.T, tpr, strict=True)
+    tpr_limits = np.array([limits(column, once, float(exact)) for column, once, exact in columns])
+    head = len(ALPHAS)
+    return {
+        "auc": area,
+        "auc_low": area_limits[0],
+        "auc_high": area_limits[1],
+        "auc_replicates": centred(resampled.auc, binned.auc[0], area, SHARED_FITS),
+        "balanced_accuracy": accuracy,
+        "balanced_accuracy_low": accuracy_limits[0],
+        "balanced_accuracy_high": accuracy_limits[1],
+        "tpr": {
+            alpha: TprEstimate(
+                alpha,
+                float(tpr[j]),
+                float(tpr_limits[j, 0]),
+                float(tpr_limits[j, 1]),
+                int(false[j]) / low.size,
+                int(false[j]),
+                alpha * low.size >= MIN_FALSE_POSITIVES,
+            )
+            for j, alpha in enumerate(ALPHAS)
+        },
+        "roc_fpr": ROC_GRID.copy(),
+        "roc_tpr": tpr[head:],
+        "roc_low": tpr_limits[head:, 0],
+        "roc_high": tpr_limits[head:, 1],
+    }
+
+
+def _loss_estimates(positive: Floats, negative: Floats, weights: Floats, level: float) -> dict[str, Any]:
+    """The fields of `Comparison` that come from phi (k, n) itself."""
+    area = auc(positive[~np.isnan(positive)], negative[~np.isnan(negative)])
+    binned, resampled = _resample(positive, negative, weights, np.empty(0))
+    low, high = centred_interval(resampled.auc, binned.auc[0], area, _clusters(positive), level)
+    return {"loss_auc": area, "loss_auc_low": low, "loss_auc_high": high}
+
+
+def _resample(
+    positive: Floats, negative: Floats, weights: Floats, alphas: Floats
+) -> tuple[Replicates, Replicates]:
+    """(metrics under weights of one, metrics under `weights`), binned alike."""
+    once = np.ones((1, weights.shape[1]))
+    both = cluster_bootstrap(positive, negative, np.concatenate([once, weights]), alphas)
+    return both.take(slice(0, 1)), both.take(slice(1, None))
+
+
+def _clusters(scores: Floats) -> int:
+    return int((~np.isnan(scores)).any(axis=1).sum())
+
+
+def _worlds(positive: ArrayLike, negative: ArrayLike) -> tuple[Floats, Floats, Mask, float]:
+    """Checked float64 copies of both worlds, where both are present, and the relative rounding step."""
+    given = [np.asarray(positive), np.asarray(negative)]
+    high, low = (array.astype(np.float64) for array in given)
+    if high.ndim != 2 or high.shape != low.shape or high.shape[1] == 0:
+        raise ValueError(f"phi: shapes {high.shape} and {low.shape} are not one (pairs, samples) shape.")
+    if len(high) < MIN_PAIRS:
+        raise ValueError(f"pairs: {len(high)} is too few, at least {MIN_PAIRS}.")
+    infinite = int(np.isinf(high).sum() + np.isinf(low).sum())
+    if infinite:
+        raise ValueError(
+            f"phi: {infinite} of {high.size + low.size} scores are infinite; use NaN for missing."
+        )
+    # An entry counts only if both worlds are there: else leaving out the pair would lower the two counts of
+    # the sample unequally, and the counts, which enter the density, would tell which world is being scored.
+    present = ~(np.isnan(high) | np.isnan(low))
+    return high, low, present, max(_relative_step(array) for array in given)
+
+
+def _relative_step(array: NDArray[Any]) -> float:
+    # phi is stored as float32 at best, whatever the type it arrives in.
+    stored = array.dtype if array.dtype == np.float16 else np.dtype(np.float32)
+    return float(np.finfo(stored).eps)

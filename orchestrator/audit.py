@@ -1,0 +1,284 @@
+"""Scores in, attack metrics out: reads φ from Parquet, calls attacks/, writes the table audits.
+
+U-LiRA sees three matrices (pairs × audited samples). In every pair of bases each sample is a member of one
+and unknown to the other. Entry (pair, sample) is φ at the sample under
+
+    forgotten   the model that unlearned the forget set with the sample in it, from the base that had seen it
+    never       the model made of the other base, the same forget set number: it never saw the sample
+    retrained   a retrain of the other base's design, another forget set number: neither did it
+
+so each pair gives each sample exactly one score in each world, and leaving the whole pair out removes one
+from each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from attacks import population_loss, ulira
+from attacks.scores import loss_from_phi
+from orchestrator.keys import canonical, digest
+from orchestrator.plan import Cell, Key
+from orchestrator.store import Store, new_part, score_folder
+from workers.designs import FORGET, unpack
+
+COLUMNS = ("task_id", "kind", "dataset", "architecture", "method", "design", "status", "part")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the report: the base, the retrains or a method of a cell, and its tasks."""
+
+    cell: Cell
+    kind: str
+    method: str
+    hyperparameters: dict[str, Any] | None
+    tasks: dict[Key, str]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of the table audits that say which row it is."""
+        return {
+            "cell": self.cell.id,
+            "dataset": self.cell.dataset,
+            "architecture": self.cell.architecture,
+            "forget": self.cell.forget,
+            "kind": self.kind,
+            "method": self.method,
+            "hyperparameters": canonical(self.hyperparameters) if self.hyperparameters is not None else "",
+        }
+
+
+def rows_of(cell: Cell) -> list[Row]:
+    """Base, retrain, then the methods."""
+    fixed = [Row(cell, "base", "", None, cell.bases), Row(cell, "retrain", "", None, cell.retrains)]
+    return fixed + [Row(cell, "unlearn", v.method, v.hyperparameters, v.tasks) for v in cell.variants]
+
+
+class Reader:
+    """φ, correctness and index sets of finished tasks, one scores folder in memory per row read."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        table = store.runs(COLUMNS)
+        self.runs: dict[str, dict[str, Any]] = {row["task_id"]: row for row in table.to_pylist()}
+        designs = store.read_table("designs", ["design", "n_pool", "states"]).to_pylist()
+        self._designs = {row["design"]: row for row in designs}
+
+    def done(self, task: str) -> bool:
+        return task in self.runs and self.runs[task]["status"] == "done"
+
+    def scores(self, tasks: Iterable[str], column: str = "phi") -> dict[str, np.ndarray]:
+        """φ or `correct` (samples,) of those of the tasks that are done."""
+        by_folder: dict[str, list[dict[str, Any]]] = {}
+        for task in dict.fromkeys(tasks):
+            if self.done(task):
+                row = self.runs[task]
+                folder = score_folder(row["dataset"], row["architecture"], row["kind"], row["method"])
+                by_folder.setdefault(folder, []).append({"task_id": task, "part": row["part"]})
+        found: dict[str, np.ndarray] = {}
+        for folder, rows in by_folder.items():
+            found |= self.store.scores(pa.Table.from_pylist(rows), folder, column)
+        return found
+
+    def states(self, task: str) -> np.ndarray | None:
+        """The states (pool,) of a finished task's design; None if it is not done."""
+        if not self.done(task):
+            return None
+        row = self._designs[self.runs[task]["design"]]
+        return np.asarray(unpack(row["states"], row["n_pool"]))
+
+
+def write(store: Store, cells: list[Cell]) -> None:
+    """Bring the table audits up to date with the runs; rows whose inputs did not change are not computed
+    again.
+    """
+    known = set(store.read_table("audits", ["inputs"])["inputs"].to_pylist())
+    new = [row for cell in cells for row in audit_cell(Reader(store), cell, known)]
+    if new:
+        store.write_part("audits", new, new_part())
+
+
+def current(store: Store, cells: list[Cell]) -> list[dict[str, Any]]:
+    """The rows of audits that belong to the runs as they are now; what the table lacks is computed, not
+    written.
+    """
+    reader = Reader(store)
+    stored = {(row["inputs"], row["comparison"]): row for row in store.read_table("audits").to_pylist()}
+    wanted = {inputs for cell in cells for _, inputs in _jobs(reader, cell)}
+    rows = [row for (inputs, _), row in stored.items() if inputs in wanted]
+    known = {inputs for inputs, _ in stored}
+    return rows + [row for cell in cells for row in audit_cell(reader, cell, known)]
+
+
+def audit_cell(reader: Reader, cell: Cell, known: set[str]) -> Iterator[dict[str, Any]]:
+    """The rows of audits of a cell whose inputs are not among `known`."""
+    design: AuditDesign | None = None
+    for (row, track), inputs in _jobs(reader, cell):
+        if inputs in known:
+            continue
+        if track == "audit":
+            design = design or AuditDesign(reader, cell)
+            yield from ({**found, "inputs": inputs} for found in _ulira_rows(reader, design, row))
+        else:
+            yield from ({**found, "inputs": inputs} for found in _population_rows(reader, row))
+
+
+def _jobs(reader: Reader, cell: Cell) -> Iterator[tuple[tuple[Row, str], str]]:
+    """Each (row, track) that has finished runs, with the hash of all it is computed from."""
+    for row in rows_of(cell):
+        for track in ("main", "audit"):
+            own = [task for key, task in row.tasks.items() if key[0] == track]
+            reference = [task for key, task in cell.retrains.items() if key[0] == track]
+            parts = {task: reader.runs[task]["part"] for task in (*own, *reference) if reader.done(task)}
+            if any(task in parts for task in own):
+                versions = [ulira.version, population_loss.version]
+                yield (row, track), digest([row.columns, track, len(own), versions, sorted(parts.items())])
+
+
+# ---- main track ------------------------------------------------------------------------------------------
+
+
+def _population_rows(reader: Reader, row: Row) -> Iterator[dict[str, Any]]:
+    """The population attack on the loss: forget set against test set, one row per seed (spec: benchmark
+    §5.3).
+    """
+    phi = reader.scores(task for key, task in row.tasks.items() if key[0] == "main")
+    for (track, seed, index), task in row.tasks.items():
+        states = reader.states(row.cell.retrains.get((track, seed, index), ""))
+        if track != "main" or task not in phi or states is None:
+            continue
+        forget, test = phi[task][: len(states)][states == FORGET], phi[task][len(states) :]
+        accuracy = population_loss.population_loss(loss_from_phi(forget), loss_from_phi(test))
+        yield row.columns | {
+            "attack": population_loss.name,
+            "attack_version": population_loss.version,
+            "comparison": "forget_vs_test",
+            "seed": seed,
+            "samples": len(forget) + len(test),
+            "n_positive": len(forget),
+            "n_negative": len(test),
+            "accuracy": accuracy,
+            "indisc": population_loss.indiscernibility(accuracy),
+        }
+
+
+# ---- audit track -----------------------------------------------------------------------------------------
+
+
+class AuditDesign:
+    """Who was forgotten when, in the bases of a cell's audit track, and the retrains' scores."""
+
+    def __init__(self, reader: Reader, cell: Cell) -> None:
+        places = [key[1:] for key in cell.bases if key[0] == "audit"]
+        self.bases = 1 + max(base for base, _ in places)
+        self.sets = 1 + max(index for _, index in places)
+        self.per_base = cell.retrains_per_base
+        self.forget_set = self._forget_sets(reader, cell)  # (bases, pool): which forget set, -1 for none
+        self.audited = np.flatnonzero((self.forget_set >= 0).any(axis=0))
+        self.retrained = self.cube(reader, cell.retrains)
+
+    def _forget_sets(self, reader: Reader, cell: Cell) -> np.ndarray:
+        rows: list[np.ndarray] = []
+        found: dict[tuple[int, int], np.ndarray] = {}
+        for tasks in [cell.retrains, *(variant.tasks for variant in cell.variants)]:
+            for (track, base, index), task in tasks.items():
+                if (
+                    track == "audit"
+                    and (base, index) not in found
+                    and (states := reader.states(task)) is not None
+                ):
+                    found[base, index] = states == FORGET
+        size = len(next(iter(found.values()))) if found else 0
+        for base in range(self.bases):
+            row = np.full(size, -1)
+            for index in range(self.sets):
+                if (base, index) in found:
+                    row[found[base, index]] = index
+            rows.append(row)
+        return np.stack(rows)
+
+    def cube(self, reader: Reader, tasks: dict[Key, str]) -> np.ndarray:
+        """φ (bases, forget sets, audited samples) of the tasks of the audit track, NaN where not done."""
+        wanted = {key[1:]: task for key, task in tasks.items() if key[0] == "audit"}
+        phi = reader.scores(wanted.values())
+        cube = np.full((self.bases, self.sets, len(self.audited)), np.nan, dtype=np.float32)
+        for (base, index), task in wanted.items():
+            if task in phi:
+                cube[base, index] = phi[task][self.audited]
+        return cube
+
+    def worlds(self, cube: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(forgotten, never, retrained): φ (pairs, audited samples), NaN where missing."""
+        shape = (self.bases // 2, len(self.audited))
+        forgotten, never, retrained = (np.full(shape, np.nan, dtype=np.float32) for _ in range(3))
+        columns = np.arange(len(self.audited))
+        for base in range(self.bases):
+            of = self.forget_set[base, self.audited]
+            here = of >= 0
+            pair, other = base // 2, base ^ 1
+            forgotten[pair, here] = cube[base, of[here], columns[here]]
+            never[pair, here] = cube[other, of[here], columns[here]]
+            another = (of[here] + 1) % self.per_base
+            retrained[pair, here] = self.retrained[other, another, columns[here]]
+        return forgotten, never, retrained
+
+
+def _ulira_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[str, Any]]:
+    """U-LiRA of one row of the report: a row of audits for each comparison that has enough scores."""
+    cube = design.cube(reader, row.tasks)
+    forgotten, never, retrained = design.worlds(cube)
+    if row.kind == "retrain" and design.per_base < 2:
+        never = np.full_like(
+            never, np.nan
+        )  # with one retrain per base, `never` and `retrained` are the same model
+    missing = sum(key[0] == "audit" and not reader.done(task) for key, task in row.tasks.items())
+    pairs_of_worlds = {
+        "forgotten_vs_retrained": (forgotten, retrained),
+        "forgotten_vs_never": (forgotten, never),
+        "fingerprint": (never, retrained),
+    }
+    for name, (positive, negative) in pairs_of_worlds.items():
+        if not _enough(positive, negative):
+            continue
+        result = ulira.compare(positive, negative)
+        yield (
+            row.columns
+            | _columns(result)
+            | {
+                "attack": ulira.name,
+                "attack_version": ulira.version,
+                "comparison": name,
+                "missing": missing,
+            }
+        )
+
+
+def _enough(positive: np.ndarray, negative: np.ndarray) -> bool:
+    """Whether some sample has both worlds in the pairs that U-LiRA needs."""
+    both = ~(np.isnan(positive) | np.isnan(negative))
+    return bool((both.sum(axis=0) >= ulira.MIN_PAIRS).any())
+
+
+def _columns(result: ulira.Comparison) -> dict[str, Any]:
+    """A comparison as columns of the table audits."""
+    same = (
+        *("pairs", "samples", "n_positive", "n_negative", "auc", "auc_low", "auc_high"),
+        *("loss_auc", "loss_auc_low", "loss_auc_high", "nu0_positive", "nu0_negative", "collapsed"),
+        *("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high"),
+        *("roc_fpr", "roc_tpr", "roc_low", "roc_high"),
+    )
+    columns = {name: getattr(result, name) for name in same}
+    for alpha, suffix in ((0.01, "1pct"), (0.001, "01pct")):
+        tpr = result.tpr[alpha]
+        columns[f"tpr_at_{suffix}"] = tpr.tpr if tpr.supported else None
+        columns[f"tpr_at_{suffix}_low"] = tpr.low if tpr.supported else None
+        columns[f"tpr_at_{suffix}_high"] = tpr.high if tpr.supported else None
+        columns[f"fpr_at_{suffix}"] = tpr.fpr
+        columns[f"false_positives_at_{suffix}"] = tpr.false_positives
+    return columns

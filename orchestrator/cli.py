@@ -1,0 +1,206 @@
+"""lethe: plan, run, status, report, list, prepare, doctor. Parses and prints, nothing else."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator import __version__
+from orchestrator.errors import UserError, nearest
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Machine-unlearning benchmarks: one grid file in, one audited table out.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+GridFile = Annotated[str, typer.Argument(metavar="GRID", help="the grid, a YAML file")]
+Results = Annotated[
+    str, typer.Option("--results", metavar="URI", help="results folder: a path, s3:// or gs://")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one line of JSON")]
+Data = Annotated[str, typer.Option("--data", metavar="DIR", help="folder of the datasets")]
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    if version:
+        print(f"lethe {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def plan(grid: GridFile, results: Results = "results", as_json: Json = False) -> None:
+    """Show what a grid asks for, what is done already, what sharing saves and what it costs. Runs nothing."""
+    from orchestrator import overview
+    from orchestrator.config import load
+    from orchestrator.plan import make_plan
+    from orchestrator.store import Store
+
+    facts = overview.of_plan(make_plan(load(grid)), Store.open_if_any(results))
+    print(json.dumps(facts) if as_json else overview.plan_text(facts))
+
+
+@app.command()
+def run(
+    grid: GridFile,
+    results: Results = "results",
+    data: Data = "data",
+    address: Annotated[
+        str, typer.Option(help="Ray: local, auto (the cluster this runs on) or a host")
+    ] = "local",
+    inline: Annotated[bool, typer.Option("--inline", help="in this process, without Ray")] = False,
+    retry: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="run these failures again: oom, diverged, …, failed"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="run at most N tasks")] = None,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="keep the weights of all bases")] = False,
+    max_actors: Annotated[int | None, typer.Option(min=1, help="at most this many Ray actors")] = None,
+    actors_per_gpu: Annotated[int | None, typer.Option(min=1, help="actors that share one GPU")] = None,
+    time_limit_s: Annotated[float | None, typer.Option(min=0.001, help="seconds one task may run")] = None,
+) -> None:
+    """Run a grid, or what is left of it. Running again resumes.
+
+    Exit code 0: all tasks are done; 1: some did not finish; 2: bad input, nothing was run; 130: interrupted.
+    """
+    from orchestrator import overview
+    from orchestrator.config import load
+    from orchestrator.runner import Options, run_grid
+    from orchestrator.session import retry_kinds
+
+    loaded = load(grid)
+    options = Options(
+        results=results,
+        data=str(Path(data).expanduser().absolute()),
+        address=None if inline else address,
+        retry=frozenset(retry_kinds(retry or ())),
+        limit=limit,
+        keep_models=keep_models,
+        max_actors=max_actors if max_actors is not None else loaded.run.max_actors,
+        actors_per_gpu=actors_per_gpu if actors_per_gpu is not None else loaded.run.actors_per_gpu,
+        time_limit_s=time_limit_s if time_limit_s is not None else loaded.run.time_limit_s,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        ended = run_grid(loaded, options)
+    except KeyboardInterrupt:
+        command = f"lethe run {grid} --results {results}"
+        print(
+            f"\nInterrupted. What had finished is recorded; `{command}` goes on from there.", file=sys.stderr
+        )
+        raise typer.Exit(130) from None
+    print(overview.run_text(ended, grid, results))
+    raise typer.Exit(1 if ended.failures else 0)
+
+
+@app.command()
+def status(results: Results = "results", as_json: Json = False) -> None:
+    """How far the runs in a results folder are, and what failed."""
+    from orchestrator import overview
+    from orchestrator.store import Store
+
+    facts = overview.of_store(Store.open(results))
+    print(json.dumps(facts) if as_json else overview.status_text(facts))
+
+
+@app.command()
+def report(
+    results: Results = "results",
+    format: Annotated[
+        str, typer.Option(metavar="html|md|csv|latex|json", help="form of the report")
+    ] = "html",
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="file to write; - for standard output")
+    ] = None,
+) -> None:
+    """Compare every method with retraining, with intervals, one table per cell."""
+    from orchestrator import report as reports
+    from orchestrator.store import Store
+
+    if format not in reports.FORMATS:
+        raise UserError(
+            f"--format {format}: unknown.{nearest(format, reports.FORMATS)}"
+            f" Allowed: {', '.join(reports.FORMATS)}."
+        )
+    text = reports.render(Store.open(results), format)
+    target = out or ("report.html" if format == "html" else "-")
+    if target == "-":
+        print(text)
+        return
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    Path(target).write_text(text, encoding="utf-8")
+    print(f"Wrote {target}.")
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="methods|datasets|architectures|attacks|forget|columns")],
+    as_json: Json = False,
+) -> None:
+    """The plug-ins there are, or the columns of the result tables."""
+    from orchestrator import overview
+
+    facts = overview.of_kind(kind)
+    print(json.dumps(facts) if as_json else overview.list_text(kind, facts))
+
+
+@app.command()
+def prepare(
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET…")],
+    data: Data = "data",
+) -> None:
+    """Download and verify datasets. The only command that needs the internet."""
+    from orchestrator import catalogue
+
+    known = catalogue.plugins("datasets")
+    unknown = [name for name in datasets if name not in known]
+    if unknown:
+        raise UserError(
+            *(f"unknown dataset {n!r}.{nearest(n, known)}  `lethe list datasets` shows all." for n in unknown)
+        )
+    from methods.base import plugin
+
+    for name in datasets:
+        try:
+            where = plugin("workers.datasets", name)().prepare(Path(data))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{name}: could not be fetched ({' '.join(str(error).split())[:200]}).") from None
+        print(f"{name}: {where}")
+
+
+@app.command()
+def doctor(results: Results = "results", data: Data = "data") -> None:
+    """Check this machine: versions, devices, Ray, the results folder, the datasets."""
+    from orchestrator.doctor import checks
+
+    failed = 0
+    for name, good, text in checks(results, data):
+        print(f"{'ok  ' if good else 'FAIL'}  {name:<12} {text}")
+        failed += not good
+    raise typer.Exit(1 if failed else 0)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one clear line each and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        count = len(error.problems)
+        if count > 1:
+            print(f"{count} problems, nothing was run.", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output went away
+        sys.stderr.close()
+        sys.exit(1)

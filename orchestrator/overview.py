@@ -1,0 +1,178 @@
+"""Facts about plans, results and plug-ins for the command line: `of_…` collects them, `…_text` shows them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import catalogue, schema
+from orchestrator.errors import UserError, nearest
+from orchestrator.plan import Plan, cost_hours
+from orchestrator.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.runner import Ended
+
+TIMED = ("kind", "method", "dataset", "architecture", "track", "wall_s", "evaluate_s", "device")
+
+
+# ---- plan ------------------------------------------------------------------------------------------------
+
+
+def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
+    """Counts, what is done, and hours from timed runs: `gpu_hours` from those on GPUs, `device_hours` from
+    any.
+    """
+    runs = store.runs(["task_id", "status", *TIMED]).to_pylist() if store else []
+    timed = [row for row in runs if row["status"] == "done"]
+    done = {row["task_id"] for row in timed} & plan.by_id.keys()
+    left = [task for task in plan.tasks if task.id not in done]
+    on_gpu = [row for row in timed if not str(row["device"]).startswith("cpu")]
+    return plan.counts() | {
+        "done": len(done),
+        "gpu_hours": cost_hours(left, on_gpu) if on_gpu else None,
+        "device_hours": cost_hours(left, timed) if timed else None,
+        "devices": sorted({str(row["device"]) for row in timed}),
+        "cells": len(plan.cells),
+    }
+
+
+def plan_text(facts: dict[str, Any]) -> str:
+    """The plan as a few lines."""
+    saved = facts["unshared_tasks"] - facts["tasks"]
+    lines = [
+        f"{facts['tasks']:,} tasks in {facts['cells']} cells:"
+        f" {facts['base']:,} base, {facts['retrain']:,} retrain, {facts['unlearn']:,} unlearn.",
+        f"Without shared bases and retrains: {facts['unshared_tasks']:,}; sharing saves {saved:,}.",
+        f"{facts['done']:,} are done, {facts['tasks'] - facts['done']:,} are left.",
+    ]
+    if facts["tune_trials"]:
+        lines.append(
+            f"{facts['tune_trials']:,} tuning trials come on top; this version counts them and runs none."
+        )
+    if facts["device_hours"] is None:
+        lines.append("No cost estimate: not every kind of task has been timed in these results yet.")
+    else:
+        lines.append(
+            f"{facts['device_hours']:.2f} hours on one {' or '.join(facts['devices'])}, from timed runs."
+        )
+    return "\n".join(lines)
+
+
+# ---- run and status --------------------------------------------------------------------------------------
+
+
+def run_text(ended: Ended, grid: str, results: str) -> str:
+    """How a run ended: what is done, the failures by kind with a first log each, and what to do next."""
+    total, failures = ended.total, ended.failures
+    if not failures and ended.done == total:
+        lines = [f"All {total:,} tasks are done ({ended.ran:,} in this run, {ended.seconds:.0f} s)."]
+        lines.append(f"Next: `lethe report --results {results}`.")
+        return "\n".join(lines)
+    lines = [f"{ended.done:,} of {total:,} tasks are done ({ended.ran:,} tried now, {ended.seconds:.0f} s)."]
+    if failures:
+        lines += _failure_lines(failures, total)
+        kinds = Counter(row["status"] for row in failures)
+        worst = next((kind for kind, _ in kinds.most_common() if kind != "skipped"), "skipped")
+        lines.append(f"Retry with `lethe run {grid} --results {results} --retry {worst}`.")
+    left = total - ended.done - len(failures)
+    if left:
+        lines.append(f"{left:,} are left: `lethe run {grid} --results {results}` goes on.")
+    return "\n".join(lines)
+
+
+def _failure_lines(failures: list[dict[str, Any]], total: int) -> list[str]:
+    kinds = Counter(row["status"] for row in failures)
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    lines = [f"{len(failures):,} of {total:,} tasks did not finish: {counts}."]
+    shown: set[tuple[str, ...]] = set()
+    for row in failures:
+        what = (row["status"], row["method"] or row["kind"], row["dataset"], row["architecture"])
+        if what in shown or len(shown) == 12:
+            continue
+        shown.add(what)
+        log = f"  first log: {row['log']}" if row["log"] else ""
+        lines.append(f"  {what[0]:<12} {' · '.join(what[1:])}  {row['reason'] or ''}{log}")
+    return lines
+
+
+def of_store(store: Store) -> dict[str, Any]:
+    """Counts by status and by kind of all recorded tasks, and the parts that could not be read."""
+    rows = store.runs(["status", "kind"])
+    statuses, kinds = Counter(rows["status"].to_pylist()), Counter(rows["kind"].to_pylist())
+    failed = {status: count for status, count in statuses.items() if status != "done"}
+    columns = ["status", "reason", "log", "method", "dataset", "architecture", "kind"]
+    failures = [row for row in store.runs(columns).to_pylist() if row["status"] != "done"] if failed else []
+    return {
+        "recorded": rows.num_rows,
+        "done": statuses["done"],
+        "failed": failed,
+        "kinds": dict(kinds),
+        "damaged": store.damaged,
+        "failures": failures[:1000],
+    }
+
+
+def status_text(facts: dict[str, Any]) -> str:
+    """The state of a results folder as a few lines."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(facts["kinds"].items()))
+    lines = [f"{facts['recorded']:,} tasks recorded ({kinds or 'none'}), {facts['done']:,} done."]
+    if facts["failed"]:
+        lines += _failure_lines(facts["failures"], facts["recorded"])
+    lines += [f"{name} cannot be read; the next run moves it to aside/." for name in facts["damaged"]]
+    return "\n".join(lines)
+
+
+# ---- list ------------------------------------------------------------------------------------------------
+
+
+def of_kind(kind: str) -> list[dict[str, Any]]:
+    """Plug-ins with name, label, paper, version, summary and parameters; or the columns of all tables."""
+    if kind == "columns":
+        return [
+            {"table": table, "name": c.name, "type": str(c.type), "unit": c.unit, "meaning": c.meaning}
+            for table, columns in schema.TABLES.items()
+            for c in columns
+        ]
+    allowed = [*catalogue.FOLDERS, "columns"]
+    if kind not in allowed:
+        raise UserError(f"list {kind}: unknown.{nearest(kind, allowed)} Allowed: {', '.join(allowed)}.")
+    return [
+        {
+            "name": plugin.name,
+            "label": plugin.label,
+            "paper": plugin.paper,
+            "version": plugin.version,
+            "summary": plugin.summary,
+            "parameters": {name: _parameter(p) for name, p in plugin.parameters.items()},
+        }
+        for plugin in catalogue.plugins(kind).values()
+    ]
+
+
+def _parameter(parameter: catalogue.Parameter) -> dict[str, Any]:
+    facts = {"default": parameter.default, "low": parameter.low, "high": parameter.high, "log": parameter.log}
+    return facts | {"choices": list(parameter.choices)} if parameter.choices else facts
+
+
+def list_text(kind: str, facts: list[dict[str, Any]]) -> str:
+    """One line per item."""
+    if kind == "columns":
+        return "\n".join(
+            f"{row['table']:<8} {row['name']:<24} {row['type']:<18} {row['unit']:<9} {row['meaning']}"
+            for row in facts
+        )
+    lines = []
+    for row in facts:
+        lines.append(
+            f"{row['name']:<26} {row['label']:<14} {row['paper']:<18} v{row['version']}  {row['summary']}"
+        )
+        lines += [f"    {name} = {p['default']}  ({_range(p)})" for name, p in row["parameters"].items()]
+    return re.sub(r" +$", "", "\n".join(lines), flags=re.MULTILINE)
+
+
+def _range(parameter: dict[str, Any]) -> str:
+    if "choices" in parameter:
+        return "one of " + ", ".join(map(str, parameter["choices"]))
+    return f"{parameter['low']} – {parameter['high']}{', log' if parameter['log'] else ''}"

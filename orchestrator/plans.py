@@ -1,0 +1,84 @@
+"""The plans kept with the results: which tasks make up which cell, so that a report needs no grid file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from orchestrator.keys import digest
+from orchestrator.plan import Cell, Key, Plan, Variant
+from orchestrator.provenance import commit
+from orchestrator.store import Store
+
+
+def remember(store: Store, plan: Plan) -> None:
+    """Write a plan's grid and cells into the results, once."""
+    cells = [_to_json(cell) for cell in plan.cells]
+    name = f"plans/{digest(cells)}.json"
+    if not store.exists(name):
+        facts = {
+            "grid": plan.grid.model_dump(mode="json"),
+            "cells": cells,
+            "commit": commit(),
+            "created_at": time.time(),
+            "command": sys.argv,
+        }
+        store.write(name, json.dumps(facts).encode())
+
+
+def recall(store: Store) -> list[Cell]:
+    """The cells of all plans run on a store, oldest first; a cell of several plans is their union."""
+    stored = [json.loads(store.read(name)) for name in store.files("plans", ".json")]
+    cells: dict[str, Cell] = {}
+    for facts in sorted(stored, key=lambda plan: float(plan["created_at"])):
+        for cell in map(_from_json, facts["cells"]):
+            cells[cell.id] = _merged(cells[cell.id], cell) if cell.id in cells else cell
+    return list(cells.values())
+
+
+def _merged(old: Cell, new: Cell) -> Cell:
+    variants = {digest([v.method, v.hyperparameters]): v for v in old.variants}
+    for variant in new.variants:
+        known = variants.setdefault(digest([variant.method, variant.hyperparameters]), variant)
+        known.tasks.update(variant.tasks)
+    return Cell(
+        new.id,
+        new.dataset,
+        new.architecture,
+        new.forget,
+        max(old.retrains_per_base, new.retrains_per_base),
+        old.bases | new.bases,
+        old.retrains | new.retrains,
+        list(variants.values()),
+    )
+
+
+def _to_json(cell: Cell) -> dict[str, Any]:
+    """JSON has no tuple keys, so a map from keys to ids is written as [[track, seed, forget set], id], …"""
+    variants = [
+        {"method": v.method, "hyperparameters": v.hyperparameters, "tasks": _pairs(v.tasks)}
+        for v in cell.variants
+    ]
+    names = ("id", "dataset", "architecture", "forget", "retrains_per_base")
+    return {
+        **{name: getattr(cell, name) for name in names},
+        "bases": _pairs(cell.bases),
+        "retrains": _pairs(cell.retrains),
+        "variants": variants,
+    }
+
+
+def _from_json(facts: dict[str, Any]) -> Cell:
+    variants = [Variant(v["method"], v["hyperparameters"], _map(v["tasks"])) for v in facts["variants"]]
+    maps = {"bases": _map(facts["bases"]), "retrains": _map(facts["retrains"]), "variants": variants}
+    return Cell(**(facts | maps))
+
+
+def _pairs(tasks: dict[Key, str]) -> list[list[Any]]:
+    return [[list(key), task] for key, task in tasks.items()]
+
+
+def _map(pairs: list[Any]) -> dict[Key, str]:
+    return {(track, seed, index): task for (track, seed, index), task in pairs}

@@ -1,0 +1,88 @@
+"""`lethe run`: opens the store, runs the plan inline or on Ray, then audits what is there."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator import audit, inline, plans
+from orchestrator.config import Grid
+from orchestrator.errors import UserError
+from orchestrator.lock import Lock
+from orchestrator.plan import Plan, make_plan
+from orchestrator.progress import Display
+from orchestrator.session import Session
+from orchestrator.store import Store
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line decides. address: None for inline."""
+
+    results: str
+    data: str
+    address: str | None
+    retry: frozenset[str] = frozenset()
+    limit: int | None = None
+    keep_models: bool = False
+    max_actors: int | None = None
+    actors_per_gpu: int = 1
+    time_limit_s: float = 3600.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: tasks of the grid, done, failures as rows of the ledger, and the seconds it took."""
+
+    total: int
+    done: int
+    ran: int
+    failures: list[dict[str, Any]]
+    seconds: float
+
+
+def run_grid(grid: Grid, options: Options) -> Ended:
+    """Run what is left of a grid and audit it; see `lethe run`."""
+    started = time.monotonic()
+    plan = make_plan(grid)
+    store = Store.create(options.results)
+    with Lock(store) as lock, Display() as display:
+        plans.remember(store, plan)
+        with Session(
+            plan,
+            store,
+            lock,
+            display,
+            retry=options.retry,
+            limit=options.limit,
+            keep_models=options.keep_models,
+        ) as session:
+            _run(session, options)
+        audit.write(store, plan.cells)
+    return _ended(plan, store, session.progress.finished, time.monotonic() - started)
+
+
+def _run(session: Session, options: Options) -> None:
+    if not session.schedule.total:
+        return
+    if options.address is None:
+        inline.run(session, options.data, options.time_limit_s)
+        return
+    try:
+        from orchestrator import driver
+    except ImportError as error:
+        raise UserError(f"Ray cannot be imported ({error}). Install it, or use --inline.") from None
+    driver.connect(options.address)
+    try:
+        resources = driver.Resources(options.actors_per_gpu, options.max_actors, options.time_limit_s)
+        driver.run(session, options.data, resources)
+    finally:
+        driver.disconnect()
+
+
+def _ended(plan: Plan, store: Store, ran: int, seconds: float) -> Ended:
+    columns = ["task_id", "status", "reason", "log", "method", "dataset", "architecture", "kind"]
+    rows = [row for row in store.runs(columns).to_pylist() if row["task_id"] in plan.by_id]
+    failures = [row for row in rows if row["status"] != "done"]
+    return Ended(len(plan.tasks), len(rows) - len(failures), ran, failures, seconds)
