@@ -98,6 +98,7 @@ class Run(Strict):
     time_limit_s: float = Field(3600.0, gt=0)
     actors_per_gpu: int = Field(1, ge=1)
     max_actors: int | None = Field(None, ge=1)
+    flush_s: float = Field(30.0, gt=0, le=30)  # finished tasks wait at most this long to become durable
 
 
 def _check_name(kind: str, singular: str, name: str) -> str:

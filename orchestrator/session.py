@@ -25,7 +25,6 @@ from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store, new_part, score_folder, score_rows
 
 FLUSH_ROWS = 256
-FLUSH_S = 30.0
 
 
 @dataclass
@@ -64,7 +63,7 @@ class Session:
         keep_models: bool = False,
     ) -> None:
         self.plan, self.store, self.lock, self.display = plan, store, lock, display
-        self.keep_models = keep_models
+        self.keep_models, self.flush_s = keep_models, plan.grid.run.flush_s
         ledger = store.runs(["task_id", "status", "attempt"])
         aside = store.set_aside()
         columns = (ledger[name].to_pylist() for name in ("task_id", "status", "attempt"))
@@ -142,7 +141,7 @@ class Session:
     # ---- writing ------------------------------------------------------------------------------------------
 
     def flush_if_due(self) -> None:
-        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_S:
+        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed >= self.flush_s:
             self.flush()
 
     def flush(self) -> None:

@@ -1,0 +1,346 @@
+"""`lethe report`: every method against retraining, one table per cell; HTML, Markdown, CSV, LaTeX, JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import figures
+from orchestrator.report_rows import CellReport, Entry, Report, collect, flat
+from orchestrator.store import Store
+
+FORMATS = ("html", "md", "csv", "latex", "json")
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+RULE = (
+    "Methods are ranked within a cell by the mean of two ranks: RetDev, ascending, and leakage |AUC − 0.5| of"
+    " forgotten against retrained, ascending (in a cell without audit: the distance of Indisc from that of"
+    " retraining). Equal means are ordered by RetDev; a value that is not known ranks last. A method whose TA"
+    " is on average more than 0.1 below that of the retrain of the same seed is flagged “utility lost” and"
+    " comes after all others. An AUC whose whole interval lies below 0.5 is flagged “over-forgetting leaks too”. A"
+    " method without a finished main-track run has no rank. Base and retrain are references."
+)
+INTERVALS = (
+    "mean ± half the 95 % t-interval over seeds, value [low, high] with the 95 % cluster-bootstrap interval"
+    " over samples and pairs; n/a: not known."
+)
+NO_RESULTS = "No plan has been run on these results yet."
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the tables: its key in a row, its heading, what it means and how a value is shown."""
+
+    key: str
+    head: str
+    meaning: str
+    style: str = "mean"  # mean ± half-width, or 'range' for value [low, high], or 'plain'
+    decimals: int = 3
+
+
+COLUMNS = (
+    Column("rank", "#", "rank within the cell", "plain"),
+    Column(
+        "label",
+        "Method",
+        "the method, or Base: before unlearning, or Retrain: without the forget set",
+        "plain",
+    ),
+    Column("n", "Seeds", "seeds with a finished run on the main track", "plain"),
+    Column("ra", "RA", "accuracy on the retain set"),
+    Column("fa", "FA", "accuracy on the forget set"),
+    Column("ta", "TA", "accuracy on the test set"),
+    Column(
+        "ret_dev",
+        "RetDev",
+        "|RA/RA_R − 1| + |FA/FA_R − 1| + |TA/TA_R − 1| against the retrain R of the seed; 0 is best",
+    ),
+    Column(
+        "indisc",
+        "Indisc",
+        "1 − |2·accuracy − 1| of a loss threshold that tells forget set from test set; 1 is best",
+    ),
+    Column("rte", "RTE", "seconds of retraining / seconds of the method, same seed", decimals=2),
+    Column("wall_s", "Seconds", "training or unlearning alone", decimals=2),
+    Column(
+        "auc_forgotten_vs_retrained",
+        "AUC forgotten/retrained",
+        "U-LiRA AUC, forgotten samples against the same samples in retrained models; 0.5 is no leakage",
+        "range",
+    ),
+    Column(
+        "tpr_forgotten_vs_retrained_at_1pct",
+        "TPR at 1 % FPR",
+        "largest true-positive rate of that attack at FPR ≤ 1 %; n/a where the scores cannot resolve it",
+        "range",
+    ),
+    Column(
+        "auc_forgotten_vs_never",
+        "AUC forgotten/never",
+        "forgotten samples against samples the same method's models never saw",
+        "range",
+    ),
+    Column(
+        "auc_fingerprint",
+        "AUC fingerprint",
+        "never-seen samples under the method against retrained models: what the method leaves on any sample",
+        "range",
+    ),
+    Column("notes", "Notes", "flags, failures and tasks not run yet", "plain"),
+)
+
+
+def render(store: Store, format: str) -> str:
+    """The report of a store in one of FORMATS."""
+    report = collect(store)
+    forms = {"html": _html, "md": _markdown, "csv": _csv, "latex": _latex, "json": _json}
+    return forms[format](report)
+
+
+def _json(report: Report) -> str:
+    rows = [row for cell in report.cells for row in cell.rows]
+    return json.dumps(rows, allow_nan=False, ensure_ascii=False)
+
+
+def _csv(report: Report) -> str:
+    rows = [flat(row) for cell in report.cells for row in cell.rows]
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+# ---- what a table shows ------------------------------------------------------------------------------------
+
+
+def shown(row: dict[str, Any], column: Column) -> str:
+    """A value as text: 'n/a' where it is not known, empty where there is nothing to say."""
+    if column.key == "notes":
+        return "; ".join(_notes(row))
+    value = row[column.key]
+    if value is None:
+        return "" if column.key == "rank" else "n/a"
+    if column.style == "plain":
+        return str(value)
+    low, high, places = row[f"{column.key}_low"], row[f"{column.key}_high"], column.decimals
+    if low is None or high is None:
+        return f"{value:.{places}f}"
+    if column.style == "range":
+        return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+    return f"{value:.{places}f} ± {(high - low) / 2:.{places}f}"
+
+
+def _notes(row: dict[str, Any]) -> list[str]:
+    counts = [f"{count:,} {status}" for status, count in row["failed"].items()]
+    return [*row["flags"], *counts, *([f"{row['missing']:,} not run"] if row["missing"] else [])]
+
+
+def title(cell: CellReport) -> str:
+    return f"{cell.cell.dataset} · {cell.cell.architecture} · {cell.cell.forget}"
+
+
+def caption(cell: CellReport) -> str:
+    """What the numbers of a cell rest on."""
+    seeds = max((row["n"] for row in cell.rows), default=0)
+    audits = [row for row in cell.rows if row["pairs"]]
+    text = f"Main track: {seeds} seed{'' if seeds == 1 else 's'}."
+    if not audits:
+        return f"{text} No audit."
+    most = max(audits, key=lambda row: row["n_positive"])
+    return (
+        f"{text} Audit: {most['pairs']} pairs of bases, {most['samples']:,} samples,"
+        f" {most['n_positive']:,} scores a world."
+    )
+
+
+def failures(cell: CellReport) -> list[str]:
+    """One line for each way in which runs of a row failed."""
+    return [line for entry in cell.entries for line in _failure_lines(entry)]
+
+
+def _failure_lines(entry: Entry) -> list[str]:
+    lines = []
+    for failure in entry.failures:
+        why = f": {failure.reason}" if failure.reason else ""
+        log = f" (first log: {failure.log})" if failure.log else ""
+        lines.append(f"{entry.row['label']}: {failure.count:,} {failure.status}{why}{log}")
+    return lines
+
+
+# ---- Markdown ----------------------------------------------------------------------------------------------
+
+
+def _markdown(report: Report) -> str:
+    blocks = ["# Lethe report", *map(_markdown_cell, report.cells)]
+    if report.cells:
+        meanings = [f"- **{_md(column.head)}**: {_md(column.meaning)}" for column in COLUMNS]
+        blocks.append(
+            "\n".join(["## How to read the tables", "", _md(f"Values: {INTERVALS}"), "", *meanings])
+        )
+        blocks.append(_md(RULE))
+    else:
+        blocks.append(NO_RESULTS)
+    facts = [f"- {name}: {'; '.join(map(_md, values))}" for name, values in provenance(report)]
+    return "\n\n".join([*blocks, "\n".join(["## Provenance", "", *facts])]) + "\n"
+
+
+def _markdown_cell(cell: CellReport) -> str:
+    lines = [f"## {_md(title(cell))}", "", f"{caption(cell)} Cell `{cell.cell.id}`.", ""]
+    lines += [_md_row([column.head for column in COLUMNS]), "|" + " --- |" * len(COLUMNS)]
+    lines += [_md_row([shown(row, column) for column in COLUMNS]) for row in cell.rows]
+    failed = failures(cell)
+    lines += ["", "Not finished:", "", *(f"- {_md(line)}" for line in failed)] if failed else []
+    return "\n".join(lines)
+
+
+def _md_row(values: list[str]) -> str:
+    return "| " + " | ".join(map(_md, values)) + " |"
+
+
+def _md(text: str) -> str:
+    """Text that is neither markup nor the end of a table cell in Markdown."""
+    return re.sub(r"([\\|`*<])", r"\\\1", " ".join(text.split()))
+
+
+# ---- LaTeX -------------------------------------------------------------------------------------------------
+
+_LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "·": r"$\cdot$",
+    "≤": r"$\leq$",
+}
+
+
+def _latex(report: Report) -> str:
+    head = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}."
+    rule = "\n".join(f"% {line}" for line in (INTERVALS, RULE))
+    return "\n\n".join([f"{head}\n{rule}", *map(_latex_cell, report.cells)]) + "\n"
+
+
+def _latex_cell(cell: CellReport) -> str:
+    rows = [[_tex(shown(row, column)) for column in COLUMNS] for row in cell.rows]
+    body = [" & ".join(row) + r" \\" for row in rows]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_tex(title(cell))}. {_tex(caption(cell))}}}",
+            rf"\label{{tab:{cell.cell.id}}}",
+            r"\resizebox{\textwidth}{!}{%",
+            rf"\begin{{tabular}}{{rl{'r' * (len(COLUMNS) - 3)}l}}",
+            r"\toprule",
+            " & ".join(_tex(column.head) for column in COLUMNS) + r" \\",
+            r"\midrule",
+            *body[:2],
+            r"\midrule",
+            *body[2:],
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
+
+
+# ---- HTML --------------------------------------------------------------------------------------------------
+
+
+def provenance(report: Report) -> list[tuple[str, list[str]]]:
+    """Name and values of each fact on where the numbers come from."""
+    facts = report.provenance
+    counts = [f"{facts['recorded']:,} recorded"]
+    counts += [f"{count:,} {name}" for part in ("kinds", "statuses") for name, count in facts[part].items()]
+    commands = [
+        f"{plan['command']}  ({plan['created_at']}, code {plan['commit']})" for plan in facts["plans"]
+    ]
+    listed = {
+        "Results": [facts["results"]],
+        "Runs": counts,
+        "Commands": commands,
+        "Code": facts["commits"],
+        "Versions": facts["versions"],
+        "Devices": facts["devices"],
+        "Not readable": facts["damaged"],
+    }
+    return [(name, values) for name, values in listed.items() if values]
+
+
+def _html(report: Report) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    cells = [_html_cell(cell) for cell in report.cells]
+    drawn = any(cell["figures"] for cell in cells)
+    return environment.get_template("report.html.j2").render(
+        cells=cells,
+        columns=COLUMNS,
+        intervals=INTERVALS,
+        rule=RULE,
+        empty=NO_RESULTS,
+        provenance=provenance(report),
+        results=report.provenance["results"].rstrip("/").rpartition("/")[2],
+        plotly=figures.plotly_js() if drawn else "",
+    )
+
+
+def _html_cell(cell: CellReport) -> dict[str, Any]:
+    """What the template shows of a cell."""
+    return {
+        "id": cell.cell.id,
+        "title": title(cell),
+        "dataset": cell.cell.dataset,
+        "architecture": cell.cell.architecture,
+        "forget": cell.cell.forget,
+        "caption": caption(cell),
+        "references": [_html_row(row) for row in cell.rows if row["kind"] != "unlearn"],
+        "methods": [_html_row(row) for row in cell.rows if row["kind"] == "unlearn"],
+        "failures": failures(cell),
+        "figures": figures.of_cell(cell),
+    }
+
+
+def _html_row(row: dict[str, Any]) -> dict[str, Any]:
+    pairs = (row["hyperparameters"] or {}).items()
+    return {
+        "kind": row["kind"],
+        "hint": ", ".join([row["method"], *(f"{name}={value}" for name, value in pairs)]),
+        "flags": row["flags"],
+        "counts": _notes(row)[len(row["flags"]) :],
+        "values": [_html_value(row, column) for column in COLUMNS if column.key != "notes"],
+    }
+
+
+def _html_value(row: dict[str, Any], column: Column) -> dict[str, Any]:
+    """A value split into the number and its interval, and what to sort by."""
+    text = shown(row, column)
+    number, space, interval = (text, "", "") if column.style == "plain" else text.partition(" ")
+    value = row[column.key]
+    return {
+        "key": column.key,
+        "number": number,
+        "interval": space + interval,
+        "sort": "" if value is None else value,
+    }

@@ -1,0 +1,360 @@
+"""The data of the report: for each cell one row for the base, the retrains and every method, with intervals.
+
+Each value on the main track is compared with the retrain of the same seed before anything is averaged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from attacks import population_loss, ulira
+from orchestrator import audit, catalogue, plans
+from orchestrator.audit import Reader, Row, rows_of
+from orchestrator.keys import canonical
+from orchestrator.plan import Cell, Key
+from orchestrator.store import Store
+from workers.designs import FORGET, RETAIN
+
+COMPARISONS = ("forgotten_vs_retrained", "forgotten_vs_never", "fingerprint")
+LEAKAGE = "auc_forgotten_vs_retrained"
+SEEDED = ("ra", "fa", "va", "ta", "ret_dev", "indisc", "rte", "wall_s")
+MEASURED = ("ra", "fa", "va", "ta", "wall_s")
+LEDGER = (*MEASURED, "kind", "status", "reason", "log", "device", "commit", "versions")
+UTILITY_MARGIN = 0.1  # a method whose TA is further below that of retraining has lost its utility
+UTILITY_LOST, OVER_FORGETS = "utility lost", "over-forgetting leaks too"
+
+Values = dict[str, float | None]
+Audits = dict[tuple[str, ...], list[dict[str, Any]]]  # which row of the report -> its rows of audits
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Runs of one row that ended in the same way: how many, and why the first did."""
+
+    status: str
+    count: int
+    reason: str
+    log: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the report as scripts see it, and what only the figures and lists show."""
+
+    row: dict[str, Any]
+    curves: dict[str, dict[str, Any]]  # comparison -> its row of audits
+    failures: list[Failure]
+
+
+@dataclass(frozen=True)
+class CellReport:
+    """A cell and its entries: base, retrain, methods by rank, methods without a rank."""
+
+    cell: Cell
+    entries: list[Entry]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [entry.row for entry in self.entries]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All cells of a store, and where the numbers come from."""
+
+    cells: list[CellReport]
+    provenance: dict[str, Any]
+
+
+def collect(store: Store) -> Report:
+    """Everything the report shows, read from the store; nothing is written."""
+    cells, ledger = plans.recall(store), Ledger(store)
+    audits: Audits = {}
+    for found in audit.current(store, cells):
+        audits.setdefault(_identity(found), []).append(found)
+    reports = [_cell_report(ledger, cell, audits) for cell in cells]
+    return Report(reports, _provenance(store, ledger))
+
+
+class Ledger:
+    """What the runs measured."""
+
+    def __init__(self, store: Store) -> None:
+        self.reader = Reader(store)
+        self.runs: dict[str, dict[str, Any]] = {row["task_id"]: row for row in store.runs(LEDGER).to_pylist()}
+
+    def measured(self, task: str | None) -> Values | None:
+        """Accuracies and seconds of a finished run, None if it is not done."""
+        if task is None or not self.reader.done(task) or task not in self.runs:
+            return None
+        return {name: _finite(self.runs[task][name]) for name in MEASURED}
+
+    def base_accuracies(self, row: Row, key: Key, task: str) -> Values:
+        """RA and FA of a base against the forget set of one cell: its own row knows no forget set."""
+        tasks = (row.cell.retrains, *(variant.tasks for variant in row.cell.variants))
+        found = (self.reader.states(of[key]) for of in tasks if key in of)
+        states = next((known for known in found if known is not None), None)
+        correct = self.reader.scores([task], "correct").get(task)
+        if states is None or correct is None:
+            return {"ra": None, "fa": None}
+        pool = correct[: len(states)]
+        return {"ra": _share(pool[states == RETAIN]), "fa": _share(pool[states == FORGET])}
+
+
+# ---- one row -----------------------------------------------------------------------------------------------
+
+
+def _cell_report(ledger: Ledger, cell: Cell, audits: Audits) -> CellReport:
+    rows = rows_of(cell)
+    labels = _labels(rows)
+    entries = [
+        _entry(ledger, row, label, audits.get(_identity(row.columns), []))
+        for row, label in zip(rows, labels, strict=True)
+    ]
+    retrain = next(entry.row for entry in entries if entry.row["kind"] == "retrain")
+    for entry in entries:
+        entry.row["indisc_retrain"] = retrain["indisc"]
+        entry.row["flags"] = _flags(entry.row)
+    rank([entry.row for entry in entries])
+    return CellReport(cell, sorted(entries, key=_place))
+
+
+def _place(entry: Entry) -> tuple[int, float]:
+    """References first, then by rank, then what has no rank."""
+    kinds = {"base": 0, "retrain": 1}
+    position = entry.row["rank"]
+    return kinds.get(entry.row["kind"], 2), math.inf if position is None else position
+
+
+def _entry(ledger: Ledger, row: Row, label: str, audits: list[dict[str, Any]]) -> Entry:
+    seeds = _seed_values(ledger, row)
+    indisc = {
+        found["seed"]: {"indisc": _finite(found["indisc"])}
+        for found in audits
+        if found["attack"] == population_loss.name and found["comparison"] == "forget_vs_test"
+    }
+    curves = {
+        found["comparison"]: found
+        for found in audits
+        if found["attack"] == ulira.name and found["comparison"] in COMPARISONS
+    }
+    failures, missing = _unfinished(ledger, row)
+    facts: dict[str, Any] = {
+        "dataset": row.cell.dataset,
+        "architecture": row.cell.architecture,
+        "forget": row.cell.forget,
+        "cell": row.cell.id,
+        "kind": row.kind,
+        "method": row.method or row.kind,
+        "label": label,
+        "hyperparameters": row.hyperparameters,
+        "rank": None,
+        "flags": [],
+        "n": len(seeds),
+    }
+    for name in SEEDED:
+        of = indisc if name == "indisc" else seeds
+        facts |= _interval(name, [values[name] for values in of.values()])
+    lost = [values["ta_lost"] for values in seeds.values() if values["ta_lost"] is not None]
+    facts |= {"indisc_retrain": None, "ta_below_retrain": sum(lost) / len(lost) if lost else None}
+    facts |= _audit_columns(curves)
+    facts |= {"failed": {failure.status: failure.count for failure in failures}, "missing": missing}
+    return Entry(facts, curves, failures)
+
+
+def _seed_values(ledger: Ledger, row: Row) -> dict[int, Values]:
+    """Per seed with a finished main-track run: what it measured and how that compares with its retrain."""
+    found: dict[int, Values] = {}
+    for key, task in row.tasks.items():
+        own = ledger.measured(task) if key[0] == "main" else None
+        if own is None:
+            continue
+        if row.kind == "base":
+            own |= ledger.base_accuracies(row, key, task)
+        found[key[1]] = own | _against(own, ledger.measured(row.cell.retrains.get(key)), row.kind)
+    return found
+
+
+def _against(own: Values, retrain: Values | None, kind: str) -> Values:
+    """RetDev, RTE and the loss of test accuracy of one run against the retrain of its seed (benchmark §5)."""
+    if retrain is None:
+        return {"ret_dev": None, "rte": None, "ta_lost": None}
+    ratios = [_ratio(own[name], retrain[name]) for name in ("ra", "fa", "ta")]
+    known = [abs(ratio - 1) for ratio in ratios if ratio is not None]
+    mine, theirs = own["ta"], retrain["ta"]
+    return {
+        "ret_dev": sum(known) if len(known) == len(ratios) else None,
+        "rte": None if kind == "base" else _ratio(retrain["wall_s"], own["wall_s"]),
+        "ta_lost": None if mine is None or theirs is None else theirs - mine,
+    }
+
+
+def _audit_columns(curves: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The flat columns of the comparisons; null where a comparison was not made."""
+    first = next((curves[name] for name in COMPARISONS if name in curves), {})
+    names = ("pairs", "samples", "n_positive", "n_negative", "missing")
+    columns = {"audit_missing" if name == "missing" else name: first.get(name) for name in names}
+    for comparison in COMPARISONS:
+        found = curves.get(comparison, {})
+        for template in ("auc_{}", "balanced_accuracy_{}", "tpr_{}_at_1pct", "tpr_{}_at_01pct"):
+            source = template.replace("_{}", "")
+            for end in ("", "_low", "_high"):
+                columns[template.format(comparison) + end] = _finite(found.get(source + end))
+        for alpha in ("1pct", "01pct"):
+            columns[f"fpr_{comparison}_at_{alpha}"] = _finite(found.get(f"fpr_at_{alpha}"))
+            columns[f"false_positives_{comparison}_at_{alpha}"] = found.get(f"false_positives_at_{alpha}")
+        columns[f"n_positive_{comparison}"] = found.get("n_positive")
+        columns[f"n_negative_{comparison}"] = found.get("n_negative")
+    return columns
+
+
+def _unfinished(ledger: Ledger, row: Row) -> tuple[list[Failure], int]:
+    """The failures of a row's runs on both tracks, and how many of its tasks have no run yet."""
+    tasks = dict.fromkeys(row.tasks.values())  # a base stands at several places
+    ended: dict[str, list[dict[str, Any]]] = {}
+    for task in tasks:
+        if task in ledger.runs and ledger.runs[task]["status"] != "done":
+            ended.setdefault(ledger.runs[task]["status"], []).append(ledger.runs[task])
+    failures = [
+        Failure(status, len(runs), runs[0]["reason"] or "", runs[0]["log"] or "")
+        for status, runs in sorted(ended.items())
+    ]
+    return failures, sum(task not in ledger.runs for task in tasks)
+
+
+def _labels(rows: list[Row]) -> list[str]:
+    """The shown names; variants of one method are told apart by the hyper-parameters in which they differ."""
+    known, labels = catalogue.plugins("methods"), []
+    for row in rows:
+        if row.kind != "unlearn":
+            labels.append(row.kind.capitalize())
+            continue
+        label = known[row.method].label if row.method in known else row.method
+        mine = row.hyperparameters or {}
+        others = [other.hyperparameters or {} for other in rows if other.method == row.method]
+        differ = [name for name in mine if any(name not in o or o[name] != mine[name] for o in others)]
+        inside = ", ".join(f"{name}={mine[name]}" for name in differ)
+        labels.append(f"{label} ({inside})" if inside else label)
+    return labels
+
+
+def _identity(columns: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(columns[name] for name in ("cell", "kind", "method", "hyperparameters"))
+
+
+# ---- rank and flags ----------------------------------------------------------------------------------------
+
+
+def _flags(row: dict[str, Any]) -> list[str]:
+    if row["kind"] != "unlearn":
+        return []
+    below, upper = row["ta_below_retrain"], row[f"{LEAKAGE}_high"]
+    lost = below is not None and below > UTILITY_MARGIN
+    over = upper is not None and row[LEAKAGE] < 0.5 and upper < 0.5
+    return [UTILITY_LOST] * lost + [OVER_FORGETS] * over
+
+
+def rank(rows: list[dict[str, Any]]) -> None:
+    """Number the methods of a cell that have a finished main-track run; `report.RULE` says how."""
+    ranked = [row for row in rows if row["kind"] == "unlearn" and row["n"]]
+    audited = any(row[LEAKAGE] is not None for row in ranked)
+    utility = _ranks([row["ret_dev"] for row in ranked])
+    leakage = _ranks([_leakage(row, audited) for row in ranked])
+    order = sorted(
+        range(len(ranked)),
+        key=lambda i: (UTILITY_LOST in ranked[i]["flags"], utility[i] + leakage[i], utility[i]),
+    )
+    for position, i in enumerate(order, 1):
+        ranked[i]["rank"] = position
+
+
+def _leakage(row: dict[str, Any], audited: bool) -> float | None:
+    """Distance of the AUC from chance; in a cell without audit, of Indisc from that of retraining."""
+    value, ideal = (row[LEAKAGE], 0.5) if audited else (row["indisc"], row["indisc_retrain"])
+    return None if value is None or ideal is None else abs(value - ideal)
+
+
+def _ranks(values: Sequence[float | None]) -> list[float]:
+    """Ascending ranks from 1, equal values share the mean of theirs, unknown ones come last."""
+    filled = [math.inf if value is None else value for value in values]
+    return [sum(o < v for o in filled) + (sum(o == v for o in filled) + 1) / 2 for v in filled]
+
+
+# ---- numbers -----------------------------------------------------------------------------------------------
+
+
+def _interval(name: str, values: Iterable[float | None]) -> Values:
+    """Mean over seeds and its 95 % Student-t interval; no interval below two seeds."""
+    known = np.array([value for value in values if value is not None], dtype=float)
+    if not len(known):
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    mean, low, high = float(known.mean()), None, None
+    if len(known) > 1:
+        half = float(stdtrit(len(known) - 1, 0.975) * known.std(ddof=1) / math.sqrt(len(known)))
+        low, high = mean - half, mean + half
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _share(correct: np.ndarray) -> float | None:
+    return float(correct.mean()) if len(correct) else None
+
+
+# ---- provenance --------------------------------------------------------------------------------------------
+
+
+def _provenance(store: Store, ledger: Ledger) -> dict[str, Any]:
+    """Counts, code versions, devices and commands behind a store."""
+    runs = list(ledger.runs.values())
+    stored = [json.loads(store.read(name)) for name in store.files("plans", ".json")]
+    versions = [json.loads(text) for text in _distinct(runs, "versions")]
+    return {
+        "results": without_secrets(store.uri),
+        "recorded": len(runs),
+        "kinds": dict(sorted(Counter(run["kind"] for run in runs).items())),
+        "statuses": dict(sorted(Counter(run["status"] for run in runs).items())),
+        "commits": _distinct(runs, "commit"),
+        "versions": [", ".join(f"{name} {v}" for name, v in facts.items()) for facts in versions],
+        "devices": _distinct(runs, "device"),
+        "plans": [_plan_facts(facts) for facts in sorted(stored, key=lambda plan: float(plan["created_at"]))],
+        "damaged": list(store.damaged),
+    }
+
+
+def _plan_facts(facts: dict[str, Any]) -> dict[str, str]:
+    at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(float(facts["created_at"])))
+    command = without_secrets(shlex.join(["lethe", *facts["command"][1:]]))
+    return {"command": command, "commit": str(facts["commit"]), "created_at": at}
+
+
+def without_secrets(text: str) -> str:
+    """URIs in a text without user:password@ and ?query, which may hold keys of an object store."""
+    return re.sub(r"(\w+://)(?:[^/\s@]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?", r"\1\2", text)
+
+
+def _distinct(runs: list[dict[str, Any]], name: str) -> list[str]:
+    return sorted({str(run[name]) for run in runs if run[name]})
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with text in place of lists and maps, for CSV."""
+    parts = {name: canonical(value) for name, value in row.items() if isinstance(value, dict)}
+    return row | parts | {"flags": "; ".join(row["flags"])}

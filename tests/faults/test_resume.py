@@ -1,0 +1,189 @@
+"""Kill anything, run again, same table. Real processes, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Lethe, all_rows, results_table
+
+METHODS = ["finetune", "gradient_ascent"]
+
+
+def start(grid: Path, results: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "orchestrator", "run", str(grid), "--results", str(results), *options]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def wait_for(condition: Callable[[], bool], timeout: float = 60.0) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError("waited too long")
+        time.sleep(0.05)
+
+
+def parts(results: Path) -> int:
+    return len(list((results / "runs").glob("*.parquet")))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
+    """A grid and its table after an inline run that nobody disturbed."""
+    import yaml
+
+    from tests.conftest import grid_data
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    grid = folder / "grid.yaml"
+    grid.write_text(yaml.safe_dump(grid_data(methods=METHODS, run={"flush_s": 0.5})))
+    process = start(grid, folder / "results", "--inline")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    table = results_table(folder / "results")
+    assert len(table) == 2 + 8 + 2 + 16 + 2 * (2 + 16)
+    return grid, table
+
+
+def assert_each_done_once(results: Path) -> None:
+    """No task that was done ran again: no id has two rows, none is done at a later attempt."""
+    rows = all_rows(results)
+    assert Counter(row["task_id"] for row in rows).most_common(1)[0][1] == 1
+    assert {row["attempt"] for row in rows} == {1}
+
+
+def test_inline_run_killed_again_and_again(tmp_path: Path, undisturbed: tuple[Path, list[dict[str, object]]]) -> None:
+    grid, table = undisturbed
+    results, moments = tmp_path / "results", random.Random(7)
+    for _ in range(3):
+        before = parts(results)
+        process = start(grid, results, "--inline")
+        wait_for(lambda before=before: parts(results) > before or process.poll() is not None)
+        time.sleep(moments.uniform(0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = start(grid, results, "--inline")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert results_table(results) == table
+    assert_each_done_once(results)
+
+
+def test_ray_run_with_a_killed_driver_and_a_killed_worker(
+    tmp_path: Path, undisturbed: tuple[Path, list[dict[str, object]]]
+) -> None:
+    grid, table = undisturbed
+    results = tmp_path / "results"
+    process = start(grid, results)
+    wait_for(lambda: parts(results) >= 1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 0 < len(all_rows(results)) < len(table)
+
+    process = start(grid, results)
+    before = parts(results)
+    wait_for(lambda: parts(results) > before)
+    os.kill(_actors_of(process.pid)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert_same_within(results_table(results), table, 1e-6)
+    assert_each_done_once(results)
+    assert sum(row["retries"] for row in all_rows(results)) == 1  # the worker cost one retry, not the run
+
+
+def _actors_of(driver: int) -> list[int]:
+    """Processes of Ray actors below a driver."""
+    import psutil
+
+    children = psutil.Process(driver).children(recursive=True)
+    found = [child.pid for child in children if child.name().startswith("ray::Actor")]
+    assert found, [child.name() for child in children]
+    return found
+
+
+def assert_same_within(rows: list[dict[str, object]], expected: list[dict[str, object]], tolerance: float) -> None:
+    assert [row["task_id"] for row in rows] == [row["task_id"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        for name, value in other.items():
+            same = row[name] == (pytest.approx(value, abs=tolerance) if isinstance(value, float) else value)
+            assert same, (name, row, other)
+
+
+def test_ctrl_c_flushes_and_says_how_to_resume(
+    tmp_path: Path, undisturbed: tuple[Path, list[dict[str, object]]]
+) -> None:
+    grid, table = undisturbed
+    results = tmp_path / "results"
+    process = start(grid, results)
+    wait_for(lambda: parts(results) >= 1)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"lethe run {grid} --results {results}" in err
+    assert "Traceback" not in err
+    recorded = len(all_rows(results))
+    assert 0 < recorded < len(table)
+    process = start(grid, results, "--inline")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert results_table(results) == table
+    assert_each_done_once(results)
+
+
+def test_a_second_driver_is_refused(tmp_path: Path, undisturbed: tuple[Path, list[dict[str, object]]]) -> None:
+    grid, _ = undisturbed
+    results = tmp_path / "results"
+    first = start(grid, results, "--inline")
+    try:
+        wait_for(lambda: parts(results) >= 1)
+        second = start(grid, results, "--inline")
+        out, err = second.communicate(timeout=60)
+        assert second.returncode == 2, out + err
+        assert f"process {first.pid}" in err
+        assert "nothing was run" in err
+        assert "Traceback" not in err
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_a_truncated_part_is_named_set_aside_and_its_tasks_run_again(
+    tmp_path: Path, lethe: Lethe, undisturbed: tuple[Path, list[dict[str, object]]]
+) -> None:
+    grid, table = undisturbed
+    results = tmp_path / "results"
+    process = start(grid, results, "--inline")
+    wait_for(lambda: parts(results) >= 2)
+    process.kill()
+    process.communicate()
+    victim = sorted((results / "runs").glob("*.parquet"))[0]
+    victim.write_bytes(victim.read_bytes()[:-20])
+    foreign = results / "runs" / "foreign.parquet"
+    foreign.write_bytes(b"not parquet at all")
+
+    status = lethe("status", "--results", results, "--json")
+    assert sorted(json.loads(status.stdout)["damaged"]) == sorted([f"runs/{victim.name}", "runs/foreign.parquet"])
+    process = start(grid, results, "--inline")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert f"runs/{victim.name} is damaged" in err
+    assert (results / "aside" / f"runs__{victim.name}").exists()
+    assert results_table(results) == table
