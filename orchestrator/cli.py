@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -79,9 +80,10 @@ def run(
     from orchestrator.session import retry_kinds
 
     loaded = load(grid)
+    results = _outside_job(results)
     options = Options(
         results=results,
-        data=str(Path(data).expanduser().absolute()),
+        data=str(Path(_outside_job(data)).expanduser().absolute()),
         address=None if inline else address,
         retry=frozenset(retry_kinds(retry or ())),
         limit=limit,
@@ -101,6 +103,16 @@ def run(
         raise typer.Exit(130) from None
     print(overview.run_text(ended, grid, results))
     raise typer.Exit(1 if ended.failures else 0)
+
+
+def _outside_job(path: str) -> str:
+    """A relative path below ~/lethe if this is a Ray job, whose own folder goes with it; else as it is."""
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if not in_job or "://" in path or Path(path).expanduser().is_absolute():
+        return path
+    lasting = str(Path.home() / "lethe" / path)
+    print(f"{path}: taken as {lasting}, since a Ray job's own folder is temporary.", file=sys.stderr)
+    return lasting
 
 
 @app.command()
