@@ -87,10 +87,10 @@ class Reader:
         return found
 
     def states(self, task: str) -> np.ndarray | None:
-        """The states (pool,) of a finished task's design; None if it is not done."""
-        if not self.done(task):
+        """The states (pool,) of a finished task's design; None if the task is not done or the design lost."""
+        row = self._designs.get(self.runs[task]["design"]) if self.done(task) else None
+        if row is None:
             return None
-        row = self._designs[self.runs[task]["design"]]
         return np.asarray(unpack(row["states"], row["n_pool"]))
 
 
@@ -99,7 +99,8 @@ def write(store: Store, cells: list[Cell]) -> None:
     again.
     """
     known = set(store.read_table("audits", ["inputs"])["inputs"].to_pylist())
-    new = [row for cell in cells for row in audit_cell(Reader(store), cell, known)]
+    reader = Reader(store)
+    new = [row for cell in cells for row in audit_cell(reader, cell, known)]
     if new:
         store.write_part("audits", new, new_part())
 
@@ -109,10 +110,11 @@ def current(store: Store, cells: list[Cell]) -> list[dict[str, Any]]:
     written.
     """
     reader = Reader(store)
-    stored = {(row["inputs"], row["comparison"]): row for row in store.read_table("audits").to_pylist()}
+    table = store.read_table("audits").to_pylist()
+    stored = {(row["inputs"], row["comparison"], row["seed"]): row for row in table}
     wanted = {inputs for cell in cells for _, inputs in _jobs(reader, cell)}
-    rows = [row for (inputs, _), row in stored.items() if inputs in wanted]
-    known = {inputs for inputs, _ in stored}
+    rows = [row for (inputs, _, _), row in stored.items() if inputs in wanted]
+    known = {inputs for inputs, _, _ in stored}
     return rows + [row for cell in cells for row in audit_cell(reader, cell, known)]
 
 
@@ -154,6 +156,8 @@ def _population_rows(reader: Reader, row: Row) -> Iterator[dict[str, Any]]:
         if track != "main" or task not in phi or states is None:
             continue
         forget, test = phi[task][: len(states)][states == FORGET], phi[task][len(states) :]
+        if min(len(forget), len(test)) < population_loss.MIN_SAMPLES:
+            continue  # too few to attack: indiscernibility stays unknown
         accuracy = population_loss.population_loss(loss_from_phi(forget), loss_from_phi(test))
         yield row.columns | {
             "attack": population_loss.name,

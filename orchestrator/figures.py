@@ -25,6 +25,7 @@ NAMES = {
     "fingerprint": "fingerprint",
 }
 SMALLEST_FPR = 1e-5
+FEW = 6  # curves whose bands can be told apart; the bands of more are fainter
 RESOLVED = 10  # false positives behind the smallest rate worth reading
 
 Figure = dict[str, Any]
@@ -81,14 +82,15 @@ def _roc(entries: list[Entry], styles: list[tuple[str, str, str]], comparison: s
     curves = [
         (entry.row["label"], style, entry.curves[comparison])
         for entry, style in zip(entries, styles, strict=True)
-        if entry.curves.get(comparison, {}).get("roc_fpr")
+        if entry.curves.get(comparison, {}).get("roc_fpr") is not None
     ]
     if not curves:
         return None
     sizes = [curve["n_negative"] for _, _, curve in curves]
     floor = min(max(1 / max(sizes), SMALLEST_FPR), 0.1)
     resolved = min(RESOLVED / min(sizes), 1.0)
-    bands = [trace for label, style, curve in curves for trace in _band(label, style[0], curve, floor)]
+    alpha = 0.13 if len(curves) <= FEW else 0.04
+    bands = [trace for label, style, curve in curves for trace in _band(label, style[0], curve, floor, alpha)]
     lines = [_line(label, style, curve, floor) for label, style, curve in curves]
     return {"data": bands + lines, "layout": _roc_layout(floor, resolved)}
 
@@ -101,21 +103,21 @@ def _line(label: str, style: tuple[str, str, str], curve: dict[str, Any], floor:
         "x": x,
         "y": [value if value > 0 else None for value in y],  # a log axis has no zero
         "name": html.escape(label),
-        "legendgroup": html.escape(label),
+        "meta": label,
         "line": {"shape": "hv", "color": style[0], "dash": style[1], "width": 2},
         "hovertemplate": "FPR %{x:.4f}, TPR %{y:.4f}",
     }
 
 
-def _band(label: str, color: str, curve: dict[str, Any], floor: float) -> list[Figure]:
+def _band(label: str, color: str, curve: dict[str, Any], floor: float, alpha: float) -> list[Figure]:
     common = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "showlegend": False}
-    common |= {"legendgroup": html.escape(label), "line": {"shape": "hv", "width": 0, "color": color}}
+    common |= {"meta": label, "line": {"shape": "hv", "width": 0, "color": color}}
     ends = []
     for name in ("roc_low", "roc_high"):
         x, y = _points(curve, name, floor)
         ends.append({**common, "x": x, "y": [max(value, floor) for value in y]})
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    ends[1] |= {"fill": "tonexty", "fillcolor": f"rgba({red},{green},{blue},0.13)"}
+    ends[1] |= {"fill": "tonexty", "fillcolor": f"rgba({red},{green},{blue},{alpha})"}
     return ends
 
 
@@ -183,7 +185,8 @@ def _point(row: dict[str, Any], key: str, style: tuple[str, str, str]) -> Figure
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": html.escape(row["label"]),
+        "name": html.escape(row["label"]),  # plotly reads names as HTML, the legend of the page does not
+        "meta": row["label"],
         "x": [row["ta"]],
         "y": [row[key]],
         "error_x": _bar(row, "ta", color),

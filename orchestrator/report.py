@@ -22,8 +22,8 @@ RULE = (
     " forgotten against retrained, ascending (in a cell without audit: the distance of Indisc from that of"
     " retraining). Equal means are ordered by RetDev; a value that is not known ranks last. A method whose TA"
     " is on average more than 0.1 below that of the retrain of the same seed is flagged “utility lost” and"
-    " comes after all others. An AUC whose whole interval lies below 0.5 is flagged “over-forgetting leaks too”. A"
-    " method without a finished main-track run has no rank. Base and retrain are references."
+    " comes after all others. An AUC whose whole interval lies below 0.5 is flagged “over-forgetting leaks"
+    " too”. A method without a finished main-track run has no rank. Base and retrain are references."
 )
 INTERVALS = (
     "mean ± half the 95 % t-interval over seeds, value [low, high] with the 95 % cluster-bootstrap interval"
@@ -39,7 +39,9 @@ class Column:
     key: str
     head: str
     meaning: str
-    style: str = "mean"  # mean ± half-width, or 'range' for value [low, high], or 'plain'
+    style: str = (
+        "mean"  # mean ± half-width; 'range': value [low, high]; 'bare': no interval; 'plain': as it is
+    )
     decimals: int = 3
 
 
@@ -51,6 +53,7 @@ COLUMNS = (
         "the method, or Base: before unlearning, or Retrain: without the forget set",
         "plain",
     ),
+    Column("notes", "Notes", "flags, failures and tasks not run yet", "plain"),
     Column("n", "Seeds", "seeds with a finished run on the main track", "plain"),
     Column("ra", "RA", "accuracy on the retain set"),
     Column("fa", "FA", "accuracy on the forget set"),
@@ -66,7 +69,7 @@ COLUMNS = (
         "1 − |2·accuracy − 1| of a loss threshold that tells forget set from test set; 1 is best",
     ),
     Column("rte", "RTE", "seconds of retraining / seconds of the method, same seed", decimals=2),
-    Column("wall_s", "Seconds", "training or unlearning alone", decimals=2),
+    Column("wall_s", "Seconds", "training or unlearning alone, mean over seeds", "bare", 2),
     Column(
         "auc_forgotten_vs_retrained",
         "AUC forgotten/retrained",
@@ -91,7 +94,6 @@ COLUMNS = (
         "never-seen samples under the method against retrained models: what the method leaves on any sample",
         "range",
     ),
-    Column("notes", "Notes", "flags, failures and tasks not run yet", "plain"),
 )
 
 
@@ -130,7 +132,7 @@ def shown(row: dict[str, Any], column: Column) -> str:
     if column.style == "plain":
         return str(value)
     low, high, places = row[f"{column.key}_low"], row[f"{column.key}_high"], column.decimals
-    if low is None or high is None:
+    if low is None or high is None or column.style == "bare":
         return f"{value:.{places}f}"
     if column.style == "range":
         return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
@@ -241,7 +243,7 @@ def _latex_cell(cell: CellReport) -> str:
             rf"\caption{{{_tex(title(cell))}. {_tex(caption(cell))}}}",
             rf"\label{{tab:{cell.cell.id}}}",
             r"\resizebox{\textwidth}{!}{%",
-            rf"\begin{{tabular}}{{rl{'r' * (len(COLUMNS) - 3)}l}}",
+            rf"\begin{{tabular}}{{rll{'r' * (len(COLUMNS) - 3)}}}",
             r"\toprule",
             " & ".join(_tex(column.head) for column in COLUMNS) + r" \\",
             r"\midrule",
@@ -329,7 +331,7 @@ def _html_row(row: dict[str, Any]) -> dict[str, Any]:
         "hint": ", ".join([row["method"], *(f"{name}={value}" for name, value in pairs)]),
         "flags": row["flags"],
         "counts": _notes(row)[len(row["flags"]) :],
-        "values": [_html_value(row, column) for column in COLUMNS if column.key != "notes"],
+        "values": [_html_value(row, column) for column in COLUMNS],
     }
 
 
@@ -337,7 +339,7 @@ def _html_value(row: dict[str, Any], column: Column) -> dict[str, Any]:
     """A value split into the number and its interval, and what to sort by."""
     text = shown(row, column)
     number, space, interval = (text, "", "") if column.style == "plain" else text.partition(" ")
-    value = row[column.key]
+    value = row.get(column.key, text)
     return {
         "key": column.key,
         "number": number,

@@ -161,6 +161,8 @@ class UnlearnData:
 
     def _pairs(self, name: str, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         self._allow(name)
+        if not len(self._views[name]):
+            raise ValueError(f"the {name} set is empty, and the method reads it")
         batches = self._views[name].batches(batch_size, limit)
         return ((images, labels) for images, labels, _ in batches)
 
