@@ -1,11 +1,12 @@
 """FT: fine-tuning on the retain set.
 
-Warnecke et al. 2021, arXiv 2108.11577; Golatkar et al. 2020, arXiv 1911.04933. Training goes on without the forget set
-and hopes to forget it:
+Warnecke et al. 2021, arXiv 2108.11577; Golatkar et al. 2020, arXiv 1911.04933. Training goes on without the
+forget set and hopes to forget it:
 
     min_θ  E_{(x,y) ∈ D_R} CE(f_θ(x), y)
 
-Deviation: retain batches are augmented as in training; the reference (arXiv 2410.01276) leaves augmentation out.
+Deviation: retain batches are augmented as in training; the reference (arXiv 2410.01276) leaves augmentation
+out.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from orchestrator.errors import UserError, nearest
 class Strict(BaseModel):
     """A section of the grid: unknown keys and values of another type are mistakes."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Choice(Strict):
@@ -188,6 +188,20 @@ def _unique(values: list[Any]) -> list[Any]:
     return values
 
 
+def _different(recipes: list[Choice]) -> list[Choice]:
+    """The forget recipes; ValueError when two of them are the same with their defaults filled in."""
+    filled = [(recipe.name, _with_defaults("forget", recipe)) for recipe in recipes]
+    twice = sorted({name for name, values in filled if filled.count((name, values)) > 1})
+    if twice:
+        raise ValueError(f"named twice with the same parameters: {', '.join(twice)}.")
+    return recipes
+
+
+def _with_defaults(kind: str, choice: Choice) -> dict[str, Any]:
+    declared = catalogue.plugins(kind)[choice.name].parameters
+    return {name: choice.parameters.get(name, parameter.default) for name, parameter in declared.items()}
+
+
 def _seeds(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, list)):
         raise ValueError(f"{value!r} is neither a count nor a list of seeds.")
@@ -200,7 +214,7 @@ Dataset = Annotated[str, _known("datasets", "dataset")]
 Architecture = Annotated[str, _known("architectures", "architecture")]
 MethodChoice = Annotated[Choice, BeforeValidator(_choice), _checked("methods", "method")]
 ForgetChoice = Annotated[Choice, BeforeValidator(_choice), _checked("forget", "forget recipe")]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Grid(Strict):
@@ -209,7 +223,7 @@ class Grid(Strict):
     name: str = ""
     datasets: Annotated[list[Dataset], Field(min_length=1), AfterValidator(_unique)]
     architectures: Annotated[list[Architecture], Field(min_length=1), AfterValidator(_unique)]
-    forget: Annotated[list[ForgetChoice], Field(min_length=1)]
+    forget: Annotated[list[ForgetChoice], Field(min_length=1), AfterValidator(_different)]
     methods: Annotated[list[MethodChoice], AfterValidator(_unique)]
     seeds: Annotated[list[Seed], BeforeValidator(_seeds), Field(min_length=1), AfterValidator(_unique)]
     val_fraction: float = Field(0.15, gt=0, lt=1)
@@ -232,7 +246,7 @@ class Grid(Strict):
         problems = [
             f"audit.forget_sets: {self.audit.forget_sets} disjoint sets of fraction {fraction} do not fit"
             f" into one base; at most {int(1 / fraction + 1e-9)}."
-            for fraction in (choice.parameters.get("fraction") for choice in self.forget)
+            for fraction in (_with_defaults("forget", choice).get("fraction") for choice in self.forget)
             if fraction and fraction * self.audit.forget_sets > 1 + 1e-9
         ]
         if self.audit.retrains is not None and self.audit.retrains > self.audit.forget_sets:
@@ -319,7 +333,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
+    merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`
+    keys = [loader.construct_object(key) for key, _ in node.value if key.tag != merge]
     twice = sorted({str(key) for key in keys if keys.count(key) > 1})
     if twice:
         raise yaml.MarkedYAMLError(problem=f"key {twice[0]!r} stands twice", problem_mark=node.start_mark)

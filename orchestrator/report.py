@@ -27,7 +27,7 @@ RULE = (
 )
 INTERVALS = (
     "mean ± half the 95 % t-interval over seeds, value [low, high] with the 95 % cluster-bootstrap interval"
-    " over samples and pairs; n/a: not known."
+    " over the pairs of bases; n/a: not known."
 )
 NO_RESULTS = "No plan has been run on these results yet."
 

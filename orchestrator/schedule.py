@@ -38,9 +38,11 @@ class Schedule:
         self._children: dict[str, int] = {}  # base id -> unlearn tasks not finished
         self.skipped: list[tuple[Task, str]] = []  # cannot run, with the reason; to be recorded at the start
         todo = _to_run(tasks, statuses, retry)
-        if limit is not None:
-            todo = _limited(tasks, todo, limit)
-        self._sort_in(tasks, todo, statuses, has_model)
+        chosen = todo if limit is None else _limited(tasks, todo, limit)
+        for task in tasks:  # a base is needed by later runs too
+            if task.base is not None and task.id in todo - chosen:
+                self._children[task.base] = self._children.get(task.base, 0) + 1
+        self._sort_in(tasks, chosen, statuses, has_model)
         self.total = self.left = len(self)
 
     def __len__(self) -> int:

@@ -65,12 +65,12 @@ class Session:
         self.plan, self.store, self.lock, self.display = plan, store, lock, display
         self.keep_models, self.flush_s = keep_models, plan.grid.run.flush_s
         ledger = store.runs(["task_id", "status", "attempt"])
+        self._designs = set(store.read_table("designs", ["design"])["design"].to_pylist())
         aside = store.set_aside()
         columns = (ledger[name].to_pylist() for name in ("task_id", "status", "attempt"))
         rows = {task: (status, attempt) for task, status, attempt in zip(*columns, strict=True)}
         statuses = {task: status for task, (status, _) in rows.items() if task in plan.by_id}
         self._attempts = {task: attempt for task, (_, attempt) in rows.items()}
-        self._designs = set(store.read_table("designs", ["design"])["design"].to_pylist())
         self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total, already=len(plan.tasks) - self.schedule.total)
         self.progress.notes += [f"{name} is damaged and was moved to aside/" for name in aside]

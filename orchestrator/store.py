@@ -39,7 +39,7 @@ class Store:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         if "://" in uri:
-            self.fs, self.root = fs.FileSystem.from_uri(uri)
+            self.fs, self.root = _from_uri(uri)
         else:
             self.fs, self.root = fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
         self.local = isinstance(self.fs, fs.LocalFileSystem)
@@ -70,7 +70,10 @@ class Store:
             )
         if store._kind() == "absent":
             marker = {"lethe_schema_version": schema.SCHEMA_VERSION, "created_at": time.time()}
-            store.write(MARKER, json.dumps(marker).encode())
+            try:
+                store.write(MARKER, json.dumps(marker).encode())
+            except OSError as error:
+                raise UserError(f"{uri}: cannot be written to ({error}).") from None
         store._check_version()
         return store
 
@@ -244,6 +247,16 @@ class Store:
         name = f"logs/{task_id}-{attempt}.txt"
         self.write(name, text.encode())
         return name
+
+
+def _from_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    try:
+        found, root = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"--results {uri}: not a folder that can be used ({error}).") from None
+    if not root:
+        raise UserError(f"--results {uri}: names no bucket or folder.")
+    return found, root.rstrip("/")
 
 
 def score_folder(dataset: str, architecture: str, kind: str, method: str) -> str:

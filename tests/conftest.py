@@ -65,7 +65,9 @@ def write_grid(weird_tmp_path: Path) -> Callable[..., Path]:
 def lethe(weird_tmp_path: Path) -> Lethe:
     """Call the command line in an empty folder: lethe("plan", grid) -> the finished process."""
 
-    def call(*arguments: object, cwd: Path = weird_tmp_path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    def call(
+        *arguments: object, cwd: Path = weird_tmp_path, timeout: float = 200
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "orchestrator", *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(project_of(cwd))}
         return subprocess.run(

@@ -36,6 +36,8 @@ def folds(labels: np.ndarray, among: np.ndarray, count: int, generator: np.rando
 def subset(labels: np.ndarray, among: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
     """A class-stratified subset of `among` (bool, n) of exactly `size` samples, as a bool mask (n,)."""
     order = _by_class(labels, among, generator)
+    if size > len(order):
+        raise ValueError(f"a subset of {size} samples was asked of {len(order)}")
     picks = np.floor((np.arange(size) + generator.random()) * len(order) / max(size, 1)).astype(int)
     mask = np.zeros(len(labels), dtype=bool)
     mask[order[picks]] = True

@@ -50,3 +50,4 @@ def train(model: nn.Module, view: View, recipe: Recipe) -> None:
         )
     finally:
         PRECISION.reset(token)
+    model.zero_grad(set_to_none=True)

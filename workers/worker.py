@@ -102,7 +102,7 @@ class Worker:
         """The base model, from the device or from the weights that came with the task."""
         if task_id not in self._bases:
             if self._offered is None or self._offered[0] != task_id:
-                raise LookupError(f"base {task_id} is not on this worker and no weights came with the task")
+                raise LookupError(f"base {task_id} is not on this worker and no weights came with it")
             self.keep(task_id, self._unpack(*self._offered[1:]))
         self._bases.move_to_end(task_id)
         return self._bases[task_id]

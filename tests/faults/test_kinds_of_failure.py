@@ -1,4 +1,4 @@
-"""Every way a task can fail becomes its row, and the rest of the grid goes on. Real Ray, real dying processes."""
+"""Every way a task can fail becomes its row, and the rest goes on. Real Ray, real dying processes."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import ROOT, Lethe, all_rows, results_table
 
 METHODS = ["finetune", "gradient_ascent"]
+Table = list[dict[str, object]]
 
 
 def start(grid: Path, results: Path, *options: str) -> subprocess.Popen[str]:
@@ -45,7 +46,7 @@ def parts(results: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Table]:
     """A grid and its table after an inline run that nobody disturbed."""
     import yaml
 
@@ -69,13 +70,13 @@ def assert_each_done_once(results: Path) -> None:
     assert {row["attempt"] for row in rows} == {1}
 
 
-def test_inline_run_killed_again_and_again(tmp_path: Path, undisturbed: tuple[Path, list[dict[str, object]]]) -> None:
+def test_inline_run_killed_again_and_again(tmp_path: Path, undisturbed: tuple[Path, Table]) -> None:
     grid, table = undisturbed
     results, moments = tmp_path / "results", random.Random(7)
     for _ in range(3):
         before = parts(results)
         process = start(grid, results, "--inline")
-        wait_for(lambda before=before: parts(results) > before or process.poll() is not None)
+        wait_for(lambda before=before: parts(results) > before)
         time.sleep(moments.uniform(0, 1.0))
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -87,7 +88,7 @@ def test_inline_run_killed_again_and_again(tmp_path: Path, undisturbed: tuple[Pa
 
 
 def test_ray_run_with_a_killed_driver_and_a_killed_worker(
-    tmp_path: Path, undisturbed: tuple[Path, list[dict[str, object]]]
+    tmp_path: Path, undisturbed: tuple[Path, Table]
 ) -> None:
     grid, table = undisturbed
     results = tmp_path / "results"
@@ -118,7 +119,7 @@ def _actors_of(driver: int) -> list[int]:
     return found
 
 
-def assert_same_within(rows: list[dict[str, object]], expected: list[dict[str, object]], tolerance: float) -> None:
+def assert_same_within(rows: Table, expected: Table, tolerance: float) -> None:
     assert [row["task_id"] for row in rows] == [row["task_id"] for row in expected]
     for row, other in zip(rows, expected, strict=True):
         for name, value in other.items():
@@ -126,9 +127,7 @@ def assert_same_within(rows: list[dict[str, object]], expected: list[dict[str, o
             assert same, (name, row, other)
 
 
-def test_ctrl_c_flushes_and_says_how_to_resume(
-    tmp_path: Path, undisturbed: tuple[Path, list[dict[str, object]]]
-) -> None:
+def test_ctrl_c_flushes_and_says_how_to_resume(tmp_path: Path, undisturbed: tuple[Path, Table]) -> None:
     grid, table = undisturbed
     results = tmp_path / "results"
     process = start(grid, results)
@@ -148,7 +147,7 @@ def test_ctrl_c_flushes_and_says_how_to_resume(
     assert_each_done_once(results)
 
 
-def test_a_second_driver_is_refused(tmp_path: Path, undisturbed: tuple[Path, list[dict[str, object]]]) -> None:
+def test_a_second_driver_is_refused(tmp_path: Path, undisturbed: tuple[Path, Table]) -> None:
     grid, _ = undisturbed
     results = tmp_path / "results"
     first = start(grid, results, "--inline")
@@ -166,7 +165,7 @@ def test_a_second_driver_is_refused(tmp_path: Path, undisturbed: tuple[Path, lis
 
 
 def test_a_truncated_part_is_named_set_aside_and_its_tasks_run_again(
-    tmp_path: Path, lethe: Lethe, undisturbed: tuple[Path, list[dict[str, object]]]
+    tmp_path: Path, lethe: Lethe, undisturbed: tuple[Path, Table]
 ) -> None:
     grid, table = undisturbed
     results = tmp_path / "results"
@@ -180,7 +179,8 @@ def test_a_truncated_part_is_named_set_aside_and_its_tasks_run_again(
     foreign.write_bytes(b"not parquet at all")
 
     status = lethe("status", "--results", results, "--json")
-    assert sorted(json.loads(status.stdout)["damaged"]) == sorted([f"runs/{victim.name}", "runs/foreign.parquet"])
+    damaged = json.loads(status.stdout)["damaged"]
+    assert sorted(damaged) == sorted([f"runs/{victim.name}", "runs/foreign.parquet"])
     process = start(grid, results, "--inline")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, out + err

@@ -1,0 +1,127 @@
+"""Every method, found by folder, against the contract. A new one is tested without an entry here."""
+
+from __future__ import annotations
+
+import checks
+import checks_data
+import pytest
+from checks import Case
+from toy import Toy
+
+from methods.base import Method, plugin
+from orchestrator.catalogue import plugins
+
+CASES = {
+    "finetune": Case(
+        toy={"batch_size": 64, "epochs": 10, "weight_decay": 0.05},
+        reason="at the defaults, 5 steps on a loss near zero leave the base as it was",
+    ),
+    "gradient_ascent": Case(
+        toy={"batch_size": 64, "learning_rate": 0.0035},
+        reason="forgets only by degrees before it destroys; this is the stretch between",
+    ),
+    "successive_random_labels": Case(
+        toy={"batch_size": 64, "learning_rate": 0.01},
+        defaults_lose_the_toy=True,
+        reason="a quarter of the samples under random labels at a constant rate of 0.1 ruins so small a net",
+    ),
+    "neggrad_plus": Case(
+        toy={"batch_size": 64, "alpha": 0.7},
+        reason="at the defaults, 10 steps of a loss near zero, of which 5 % ascend, leave the base as it was",
+    ),
+    "convolution_transpose": Case(
+        zero_rounds=2,
+        reason="kernels are transposed before any epoch, so two rounds without epochs give the input back",
+    ),
+    "masked_small_gradients": Case(
+        zero={"epochs": 0, "rho": 0.0},
+        reason="a fraction rho of the weights is drawn anew before any epoch",
+    ),
+}
+METHODS = {name: plugin("methods", name) for name in plugins("methods")}
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def case(name: str) -> Case:
+    return CASES.get(name, Case())
+
+
+def test_methods_are_found_and_cases_are_of_methods() -> None:
+    assert {"finetune", "gradient_ascent", "successive_random_labels", "neggrad_plus"} <= set(METHODS)
+    assert set(CASES) <= set(METHODS)
+    assert all(issubclass(cls, Method) for cls in METHODS.values())
+
+
+@every_method
+def test_declaration(name: str) -> None:
+    checks.check_declared(METHODS[name], plugins("methods")[name])
+    checks.check_space(METHODS[name], plugins("methods")[name])
+    checks.check_unknown_hyperparameter(METHODS[name])
+
+
+@every_method
+def test_file_is_short_and_says_where_it_deviates(name: str) -> None:
+    from orchestrator.catalogue import ROOT
+
+    text = (ROOT / "methods" / f"{name}.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 80 or "Longer than 80 lines" in text
+    assert "Deviation:" in text
+
+
+@every_method
+def test_random_point(name: str, cnn: Toy) -> None:
+    checks.check_random_point(METHODS[name], cnn, plugins("methods")[name])
+
+
+@every_method
+def test_every_hyperparameter_matters(name: str, cnn: Toy) -> None:
+    checks.check_every_hyperparameter_matters(METHODS[name], cnn, plugins("methods")[name])
+
+
+@every_method
+@pytest.mark.parametrize("net", ["cnn", "vit"])
+@pytest.mark.parametrize(
+    "check",
+    [
+        checks.check_weights_change,
+        checks.check_same_structure,
+        checks.check_seeds,
+        checks_data.check_sizes,
+        checks_data.check_influence,
+    ],
+)
+def test_on_a_convolutional_net_and_on_a_transformer(
+    name: str, net: str, check, both: dict[str, Toy]
+) -> None:
+    check(METHODS[name], both[net])
+
+
+@every_method
+@pytest.mark.parametrize("net", ["cnn", "vit"])
+def test_zero_steps(name: str, net: str, both: dict[str, Toy]) -> None:
+    checks.check_zero_steps(METHODS[name], both[net], case(name))
+
+
+@every_method
+@pytest.mark.parametrize(
+    "check",
+    [
+        checks.check_no_global_state,
+        checks_data.check_needs,
+        checks.check_diverged,
+        checks_data.check_no_wait_per_step,
+    ],
+)
+def test_conduct(name: str, check, cnn: Toy) -> None:
+    check(METHODS[name], cnn)
+
+
+@every_method
+def test_utility(name: str, cnn: Toy) -> None:
+    checks.check_utility(METHODS[name], cnn, case(name))
+
+
+@every_method
+def test_nearer_to_retraining(name: str, cnn: Toy) -> None:
+    checks.check_nearer_to_retraining(METHODS[name], cnn, case(name))

@@ -1,0 +1,184 @@
+"""Small contracts of datasets, architectures and forget recipes, each over what is found by folder."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from methods.base import plugin
+from orchestrator.catalogue import ROOT, plugins
+from workers import designs
+from workers.data import Arrays
+
+DATASETS = {name: plugin("workers.datasets", name) for name in plugins("datasets")}
+ARCHITECTURES = {name: plugin("workers.architectures", name) for name in plugins("architectures")}
+FORGET = {name: plugin("workers.forget", name) for name in plugins("forget")}
+
+
+# ---- datasets ------------------------------------------------------------------------------------
+
+
+def arrays(name: str, folder: Path) -> Arrays:
+    """The arrays of a dataset, or a skip where its files are not at hand."""
+    try:
+        return DATASETS[name]().load(folder)
+    except FileNotFoundError as error:
+        assert f"lethe prepare {name}" in str(error), "the error must say what to do"
+        pytest.skip(f"{name} has to be downloaded")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset_constants_agree_with_the_catalogue(name: str) -> None:
+    cls, constants = DATASETS[name], plugins("datasets")[name].constants
+    for key in (
+        "name",
+        "label",
+        "paper",
+        "version",
+        "num_classes",
+        "mean",
+        "std",
+        "augment_pad",
+        "augment_flip",
+    ):
+        assert constants[key] == getattr(cls, key), key
+    assert len(cls.mean) == len(cls.std) and all(0 < value < 1 for value in cls.mean + cls.std)
+    assert cls.training["epochs"] >= 1
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset_arrays(name: str, tmp_path: Path) -> None:
+    cls, data = DATASETS[name], arrays(name, tmp_path)
+    for images, labels in ((data.pool_images, data.pool_labels), (data.test_images, data.test_labels)):
+        assert images.dtype == np.uint8 and labels.dtype == np.int64
+        assert images.ndim == 4 and images.shape[2] == images.shape[3] and len(images) == len(labels)
+        assert images.shape[1] == len(cls.mean)
+        assert np.array_equal(np.unique(labels), np.arange(cls.num_classes)), "every class, in pool and test"
+    for channel, (mean, std) in enumerate(zip(cls.mean, cls.std, strict=True)):
+        pixels = data.pool_images[:, channel] / 255
+        assert abs(pixels.mean() - mean) < 0.02 and abs(pixels.std() - std) < 0.05
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset_is_the_same_at_each_loading(name: str, tmp_path: Path) -> None:
+    one, other = arrays(name, tmp_path), arrays(name, tmp_path)
+    for f in fields(Arrays):
+        assert np.array_equal(getattr(one, f.name), getattr(other, f.name)), f.name
+
+
+def test_digits_are_a_stratified_partition_of_the_copy_in_scikit_learn(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    data, source = arrays("digits", tmp_path), load_digits()
+    assert (len(data.pool_labels), len(data.test_labels)) == (1437, 360)
+    together = sorted(image.tobytes() for image in np.concatenate([data.pool_images, data.test_images]))
+    assert together == sorted((image * 15).astype(np.uint8)[None].tobytes() for image in source.images)
+    share = np.bincount(data.test_labels) / np.bincount(source.target)
+    assert np.all(np.abs(share - 360 / 1797) < 1 / 170)
+
+
+# ---- architectures -------------------------------------------------------------------------------
+
+COUNTS = {"resnet18": ((10, 3, 32), 11_181_642), "cnn_small": ((10, 1, 8), 9_978)}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_count_is_known_and_stated(name: str) -> None:
+    shape, count = COUNTS[name]
+    model = ARCHITECTURES[name]().build(*shape)
+    assert sum(p.numel() for p in model.parameters()) == count
+    text = (ROOT / "workers" / "architectures" / f"{name}.py").read_text(encoding="utf-8")
+    assert f"{count:,} parameters" in text
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+def test_architecture_runs_on_small_and_large_images(name: str, channels: int, size: int) -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = ARCHITECTURES[name]().build(7, channels, size)
+        images = torch.randn(2, channels, size, size)
+    for training in (True, False):
+        logits = model.train(training)(images)
+        assert logits.shape == (2, 7) and bool(torch.isfinite(logits).all())
+    assert all(p.requires_grad for p in model.parameters())
+    assert torch.equal(model(images)[:1], model(images)[:1])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architecture_draws_its_weights_from_the_global_seed(name: str) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            model = ARCHITECTURES[name]().build(4, 1, 8)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
+
+
+# ---- forget recipes ------------------------------------------------------------------------------
+
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [100, 120, 80, 200, 101]))
+MAIN = {"track": "main", "val_fraction": 0.15}
+
+
+def audit(pair: int, half: int) -> dict[str, object]:
+    return {"track": "audit", "val_fraction": 0.15, "pair": pair, "half": half}
+
+
+def forgotten(name: str, recipe: dict[str, object], draw: dict[str, int] | None) -> np.ndarray:
+    return designs.build("toy", LABELS, recipe, FORGET[name](), name, draw) == designs.FORGET
+
+
+@pytest.mark.parametrize("name", FORGET)
+def test_main_track_forgets_members_only_and_the_same_ones_each_time(name: str) -> None:
+    before = designs.build("toy", LABELS, MAIN, None, "", None)
+    states = designs.build("toy", LABELS, MAIN, FORGET[name](), name, None)
+    gone = states == designs.FORGET
+    assert (
+        gone.any() and np.all(before[gone] == designs.RETAIN) and np.array_equal(states[~gone], before[~gone])
+    )
+    assert np.array_equal(states, designs.build("toy", LABELS, MAIN, FORGET[name](), name, None))
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5])
+def test_random_forgets_the_exact_fraction_of_every_class(fraction: float) -> None:
+    members = np.random.default_rng(1).random(len(LABELS)) < 0.7
+    gone = FORGET["random"](fraction).draw(LABELS, members, np.random.default_rng(2))
+    assert gone.sum() == round(fraction * members.sum()) and not np.any(gone & ~members)
+    per_class = np.bincount(LABELS[gone], minlength=5)
+    assert np.all(np.abs(per_class - fraction * np.bincount(LABELS[members])) <= 1)
+
+
+@pytest.mark.parametrize("name", FORGET)
+@pytest.mark.parametrize("sets", [1, 5])
+def test_audit_forgets_each_audited_member_once_in_every_base(name: str, sets: int) -> None:
+    validation = designs.build("toy", LABELS, audit(0, 0), None, "", None) == designs.VAL
+    times_in_pair = []
+    for pair in range(3):
+        times = []
+        for half in (0, 1):
+            members = designs.build("toy", LABELS, audit(pair, half), None, "", None) == designs.RETAIN
+            gone = [forgotten(name, audit(pair, half), {"index": i, "of": sets}) for i in range(sets)]
+            times.append(np.sum(gone, axis=0))
+            assert all(g.any() for g in gone) and not np.any(times[-1][~members])
+            sizes = [int(g.sum()) for g in gone]
+            assert max(sizes) - min(sizes) <= 1
+        assert not np.any(times[0] & times[1]), "halves share no member"
+        times_in_pair.append(times[0] + times[1])
+    audited = times_in_pair[0] > 0
+    assert audited.any() and not np.any(audited & validation)
+    for times in times_in_pair:
+        assert np.array_equal(times, audited.astype(int)), "once per pair, and the same samples in all pairs"
+    k_forget = np.sum(times_in_pair, axis=0)[audited]
+    assert np.all(k_forget == 3), "as many forgotten models per audited sample as there are pairs"
+
+
+def test_random_audits_the_fraction_times_the_number_of_sets() -> None:
+    pool = np.random.default_rng(1).random(len(LABELS)) < 0.85
+    audited = FORGET["random"](0.1).audited(LABELS, pool, 4, np.random.default_rng(0))
+    assert audited.sum() == round(0.4 * pool.sum()) and not np.any(audited & ~pool)

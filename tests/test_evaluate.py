@@ -1,0 +1,118 @@
+"""φ against its formula in double precision, and the numbers that follow from it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from methods.base import Diverged
+from workers import evaluate as module
+from workers.data import Arrays, DeviceDataset
+from workers.designs import FORGET, OUT, RETAIN, VAL
+from workers.evaluate import Scores, evaluate, logit_margin, summary
+
+LOGITS = st.lists(st.lists(st.floats(-80, 80, width=32), min_size=4, max_size=4), min_size=1, max_size=8)
+
+
+def phi_by_hand(logits: np.ndarray, label: int) -> float:
+    """log p_y − log(1 − p_y) in float64, by the definition."""
+    others = [z for c, z in enumerate(logits.tolist()) if c != label]
+    top = max(others)
+    return float(logits[label]) - (top + math.log(sum(math.exp(z - top) for z in others)))
+
+
+@settings(max_examples=100)
+@given(LOGITS)
+def test_logit_margin_is_the_log_odds_of_the_true_class(rows: list[list[float]]) -> None:
+    logits = torch.tensor(rows, dtype=torch.float32)
+    labels = torch.arange(len(rows)) % 4
+    phi = logit_margin(logits, labels)
+    expected = [phi_by_hand(z, int(y)) for z, y in zip(logits.double().numpy(), labels, strict=True)]
+    assert phi.dtype == torch.float32
+    np.testing.assert_allclose(phi.numpy(), expected, rtol=1e-5, atol=2e-5)
+
+
+@settings(max_examples=100)
+@given(LOGITS)
+def test_cross_entropy_is_softplus_of_minus_phi(rows: list[list[float]]) -> None:
+    logits = torch.tensor(rows, dtype=torch.float32)
+    labels = torch.arange(len(rows)) % 4
+    loss = nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    phi = logit_margin(logits, labels).double()
+    np.testing.assert_allclose(np.logaddexp(0, -phi.numpy()), loss.numpy(), rtol=1e-5, atol=2e-5)
+
+
+def test_logit_margin_keeps_what_probabilities_lose() -> None:
+    logits = torch.tensor([[60.0, 0.0], [-3000.0, 5.0]])
+    assert logit_margin(logits, torch.tensor([0, 0])).tolist() == [60.0, -3005.0]
+    assert logit_margin(logits.bfloat16(), torch.tensor([0, 0])).dtype == torch.float32
+
+
+class Plugin:
+    name, num_classes = "unit", 3
+    mean, std = (0.0,), (1.0,)
+    augment_pad, augment_flip = 4, True  # must not be used in evaluation
+
+
+def dataset(count: int = 23) -> DeviceDataset:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (count, 1, 4, 4)).astype(np.uint8), rng.integers(0, 3, count)
+    return DeviceDataset(
+        Plugin, Arrays(images[:15], labels[:15], images[15:], labels[15:]), torch.device("cpu")
+    )
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+
+
+def test_evaluate_scores_every_sample_in_order_and_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 7)
+    data, model = dataset(), net().train()
+    scores = evaluate(model, data)
+    assert not model.training and model[2].num_batches_tracked == 0
+    with torch.no_grad():
+        logits = model(data.images.float() / 255)
+    phi = [phi_by_hand(z, int(y)) for z, y in zip(logits.double().numpy(), data.host_labels, strict=True)]
+    np.testing.assert_allclose(scores.phi, phi, atol=1e-4)
+    assert scores.phi.dtype == np.float32 and scores.correct.dtype == bool
+    assert scores.correct.tolist() == (logits.argmax(1).numpy() == data.host_labels).tolist()
+
+
+def test_evaluate_raises_where_phi_is_not_finite() -> None:
+    model = net()
+    with torch.no_grad():
+        model[1].weight.fill_(math.inf)
+    with pytest.raises(Diverged, match="of 23 samples is not finite"):
+        evaluate(model, dataset())
+
+
+def test_summary_by_hand() -> None:
+    phi = np.array([0.0, math.log(3), -math.log(3), 0.0, 9.0, math.log(3), math.log(3)], dtype=np.float32)
+    correct = np.array([True, True, False, True, True, True, False])
+    states = np.array([RETAIN, RETAIN, FORGET, VAL, OUT], dtype=np.uint8)  # and two test samples
+    row = summary(Scores(phi, correct), states)
+    low, middle, high = math.log(4 / 3), math.log(2), math.log(4)
+    expected = {
+        "ra": 1.0, "retain_loss": (middle + low) / 2,
+        "fa": 0.0, "forget_loss": high,
+        "va": 1.0, "val_loss": middle,
+        "ta": 0.5, "test_loss": low,
+    }  # fmt: skip
+    assert row == pytest.approx(expected, rel=1e-6)
+
+
+def test_summary_of_an_empty_set_is_none() -> None:
+    row = summary(
+        Scores(np.zeros(3, dtype=np.float32), np.ones(3, dtype=bool)), np.array([RETAIN, RETAIN], np.uint8)
+    )
+    assert row["fa"] is None and row["forget_loss"] is None and row["va"] is None
+    assert row["ra"] == 1.0 and row["test_loss"] == pytest.approx(math.log(2))
