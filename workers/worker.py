@@ -22,7 +22,10 @@ from torch.nn.functional import cross_entropy
 
 from methods.base import fit, plugin, sgd
 from workers.data import DeviceDataset, View
+from workers.evaluate import evaluate
 from workers.run_task import Base, Outcome, build, generator, run_task, seeded
+
+WARM_UP_SAMPLES = 512
 
 
 class Worker:
@@ -80,8 +83,8 @@ class Worker:
         return self._datasets[name]
 
     def warm_up(self, spec: dict[str, Any]) -> None:
-        """One throw-away training step per (dataset, architecture), so that no task is timed with start-up
-        costs.
+        """Train and evaluate a throw-away model once per (dataset, architecture), so that no task is timed
+        with the costs of starting.
         """
         key = (spec["dataset"]["name"], spec["architecture"]["name"])
         if key in self._warm:
@@ -90,13 +93,15 @@ class Worker:
         dataset = self.dataset(key[0])
         with seeded(0, self.device):
             model = build(spec, dataset).to(self.device)
-            view = View(dataset, np.arange(min(8, len(dataset))), generator(0, self.device), augment=True)
+            some = np.arange(min(WARM_UP_SAMPLES, dataset.n_pool))
+            view = View(dataset, some, generator(0, self.device), augment=True)
             fit(
-                sgd(model, 0.1, 0.9),
-                lambda: view.batches(8),
+                sgd(model, 0.01, 0.9),
+                lambda: view.batches(64),
                 lambda images, labels, _: cross_entropy(model(images), labels),
                 epochs=1,
             )
+            evaluate(model, dataset)
 
     def base(self, task_id: str) -> Base:
         """The base model, from the device or from the weights that came with the task."""
