@@ -76,16 +76,17 @@ def run(
     """
     from orchestrator import overview
     from orchestrator.config import load
-    from orchestrator.runner import Options, run_grid
     from orchestrator.session import retry_kinds
 
-    loaded = load(grid)
+    loaded, kinds = load(grid), retry_kinds(retry or ())
+    from orchestrator.runner import Options, run_grid  # takes a second: not before the input is known good
+
     results = _outside_job(results)
     options = Options(
         results=results,
         data=str(Path(_outside_job(data)).expanduser().absolute()),
         address=None if inline else address,
-        retry=frozenset(retry_kinds(retry or ())),
+        retry=frozenset(kinds),
         limit=limit,
         keep_models=keep_models,
         max_actors=max_actors if max_actors is not None else loaded.run.max_actors,

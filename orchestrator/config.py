@@ -15,7 +15,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -29,6 +28,7 @@ from pydantic import (
 from orchestrator import catalogue
 from orchestrator.catalogue import Parameter
 from orchestrator.errors import UserError, nearest
+from orchestrator.strict_yaml import read_yaml
 
 
 class Strict(BaseModel):
@@ -280,7 +280,7 @@ class Grid(Strict):
 
 def load(path: str) -> Grid:
     """The grid in a YAML file with its hyper-parameters resolved; UserError with one line per mistake."""
-    data = _read_yaml(path)
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: a grid is a mapping of keys to values. README.md shows one.")
     try:
@@ -300,65 +300,31 @@ def _with_hyperparameters(path: str, grid: Grid) -> Grid:
             " Write 'default' or the path of a YAML file {method: {parameter: value}}."
         )
     source = str(Path(path).parent / grid.hyperparameters)
-    values = _read_yaml(source)
+    values = read_yaml(source) or {}
+    if not isinstance(values, dict) or not all(
+        isinstance(given, (dict, type(None))) for given in values.values()
+    ):
+        raise UserError(f"{source}: write {{method: {{parameter: value}}}}.")
     problems, methods = _unknown_methods(source, values), []
     for choice in grid.methods:
         declared = catalogue.plugins("methods")[choice.name].parameters
         try:
-            given = check_parameters(choice.name, dict((values or {}).get(choice.name) or {}), declared)
+            given = check_parameters(choice.name, values.get(choice.name) or {}, declared)
             methods.append(Choice(name=choice.name, parameters={**given, **choice.parameters}))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             problems.append(f"{source}  {choice.name}: {error}")
     if problems:
         raise UserError(*problems)
     return grid.model_copy(update={"methods": methods})
 
 
-def _unknown_methods(source: str, values: Any) -> list[str]:
-    if not isinstance(values, dict):
-        return [f"{source}: write {{method: {{parameter: value}}}}."]
+def _unknown_methods(source: str, values: dict[Any, Any]) -> list[str]:
     known = catalogue.plugins("methods")
     return [
         f"{source}  {name}: unknown method.{nearest(str(name), known)}"
         for name in values
         if name not in known
     ]
-
-
-# ---- YAML ------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key may stand once and 1e-3 is a number."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`
-    keys = [loader.construct_object(key) for key, _ in node.value if key.tag != merge]
-    twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-    if twice:
-        raise yaml.MarkedYAMLError(problem=f"key {twice[0]!r} stands twice", problem_mark=node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def _read_yaml(path: str) -> Any:
-    try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable ({error}).") from None
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
-        raise UserError(f"{path}:{line} not valid YAML: {error.problem}.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
 
 
 # ---- messages --------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ WINDOW = 2  # tasks an actor has at once: one runs, one waits, so that no actor 
 LOST_RETRIES = 3
 OOM_RETRIES = 2
 POLL_S = 0.2
+CONNECT_S = 10.0
 EXCLUDES = [
     ".git",
     ".venv",
@@ -74,6 +76,7 @@ def connect(address: str) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         ray.init(address="local", include_dashboard=False, **quiet)
         return
+    _check_reachable(address)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # `ray job submit` has shipped the code already
     environment = None if inside_job else {"working_dir": str(ROOT), "excludes": EXCLUDES}
     try:
@@ -84,6 +87,17 @@ def connect(address: str) -> None:
             f"--address {address}: no Ray cluster answered ({reason})."
             " Use --address local, or start one with `ray start`."
         ) from None
+
+
+def _check_reachable(address: str) -> None:
+    """UserError if nobody listens at host:port; Ray itself tries for minutes before it says so."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return  # 'auto': Ray looks for a cluster on this machine
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise UserError(f"--address {address}: nobody answers there ({error}).") from None
 
 
 def disconnect() -> None:

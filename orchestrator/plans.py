@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.keys import digest
@@ -39,6 +40,8 @@ def recall(store: Store) -> list[Cell]:
 
 
 def _merged(old: Cell, new: Cell) -> Cell:
+    if 0 < _forget_sets(new) != _forget_sets(old):  # another partition of the members: no common audit
+        old = _without_audit(old)
     variants = {digest([v.method, v.hyperparameters]): v for v in old.variants}
     for variant in new.variants:
         known = variants.setdefault(digest([variant.method, variant.hyperparameters]), variant)
@@ -53,6 +56,20 @@ def _merged(old: Cell, new: Cell) -> Cell:
         old.retrains | new.retrains,
         list(variants.values()),
     )
+
+
+def _forget_sets(cell: Cell) -> int:
+    """Forget sets per base of the audit track, 0 without one."""
+    return max((index + 1 for track, _, index in cell.bases if track == "audit"), default=0)
+
+
+def _without_audit(cell: Cell) -> Cell:
+    def main(tasks: dict[Key, str]) -> dict[Key, str]:
+        return {key: task for key, task in tasks.items() if key[0] == "main"}
+
+    variants = [replace(variant, tasks=main(variant.tasks)) for variant in cell.variants]
+    bases, retrains = main(cell.bases), main(cell.retrains)
+    return replace(cell, retrains_per_base=0, bases=bases, retrains=retrains, variants=variants)
 
 
 def _to_json(cell: Cell) -> dict[str, Any]:

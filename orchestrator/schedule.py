@@ -32,9 +32,9 @@ class Schedule:
     ) -> None:
         tasks = list(tasks)
         self._train: deque[Task] = deque()  # bases and retrains that wait for a runner
-        self._ready: dict[str, deque[Task]] = {}  # base id -> unlearn tasks whose base is there
+        self._ready: dict[str, deque[Task]] = {}  # base id -> unlearn tasks whose base is there, never empty
         self._waiting: dict[str, list[Task]] = {}  # base id -> unlearn tasks whose base is not there yet
-        self._owner: dict[str, str] = {}  # base id -> the runner that holds it
+        self._owner: dict[str, str] = {}  # base id in _ready -> the runner that holds it
         self._children: dict[str, int] = {}  # base id -> unlearn tasks not finished
         self.skipped: list[tuple[Task, str]] = []  # cannot run, with the reason; to be recorded at the start
         todo = _to_run(tasks, statuses, retry)
@@ -76,25 +76,32 @@ class Schedule:
 
     def take(self, runner: str) -> Task | None:
         """The next task for a runner, or None if it has to wait."""
-        own = next(
-            (base for base, owner in self._owner.items() if owner == runner and self._ready.get(base)), None
-        )
-        free = next((base for base, group in self._ready.items() if group and base not in self._owner), None)
-        if own is None and free is not None:
-            self._owner[free] = runner
-        if own or free:
-            return self._ready[str(own or free)].popleft()
-        if self._train:
+        base = next((base for base, owner in self._owner.items() if owner == runner), None)
+        if base is None:
+            base = next((base for base in self._ready if base not in self._owner), None)
+            if base is not None:
+                self._owner[base] = runner
+        if base is None and self._train:
             return self._train.popleft()
-        longest = max(self._ready, key=lambda base: len(self._ready[base]), default=None)
-        return self._ready[longest].popleft() if longest and self._ready[longest] else None
+        if base is None:
+            base = max(self._ready, key=lambda base: len(self._ready[base]), default=None)
+        return None if base is None else self._child(base)
+
+    def _child(self, base: str) -> Task:
+        """The next task of a base; a base without further ones is dropped, so that `take` stays fast."""
+        group = self._ready[base]
+        task = group.popleft()
+        if not group:
+            del self._ready[base]
+            self._owner.pop(base, None)
+        return task
 
     def put_back(self, task: Task) -> None:
         """A task that was taken did not finish and has to run again."""
         if task.base is None:
             self._train.appendleft(task)
         else:
-            self._ready[task.base].appendleft(task)
+            self._ready.setdefault(task.base, deque()).appendleft(task)
 
     def finish(self, task: Task, status: str, runner: str) -> list[tuple[Task, str]]:
         """Note how a task ended; returns the tasks that cannot run because of it, with the reason."""

@@ -64,13 +64,17 @@ class Session:
     ) -> None:
         self.plan, self.store, self.lock, self.display = plan, store, lock, display
         self.keep_models, self.flush_s = keep_models, plan.grid.run.flush_s
-        ledger = store.runs(["task_id", "status", "attempt"])
+        ledger = store.runs(["task_id", "status", "attempt", "design"])
         self._designs = set(store.read_table("designs", ["design"])["design"].to_pylist())
         aside = store.set_aside()
-        columns = (ledger[name].to_pylist() for name in ("task_id", "status", "attempt"))
-        rows = {task: (status, attempt) for task, status, attempt in zip(*columns, strict=True)}
-        statuses = {task: status for task, (status, _) in rows.items() if task in plan.by_id}
-        self._attempts = {task: attempt for task, (_, attempt) in rows.items()}
+        columns = [ledger[name].to_pylist() for name in ("task_id", "status", "attempt", "design")]
+        self._attempts = dict(zip(columns[0], columns[2], strict=True))
+        statuses = {
+            task: status
+            for task, status, _, design in zip(*columns, strict=True)
+            # without its design, which was in a damaged part, a result cannot be used: it is made again
+            if task in plan.by_id and (status != "done" or design in self._designs)
+        }
         self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total, already=len(plan.tasks) - self.schedule.total)
         self.progress.notes += [f"{name} is damaged and was moved to aside/" for name in aside]

@@ -1,0 +1,126 @@
+"""One driver per results folder, and none is locked out by a dead one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator import lock as locks
+from orchestrator.errors import UserError
+from orchestrator.lock import NAME, STALE_S, Lock
+from orchestrator.store import Store
+
+HOLD = """
+import sys, time
+from orchestrator.lock import Lock
+from orchestrator.store import Store
+with Lock(Store.create(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def store(weird_tmp_path: Path) -> Store:
+    return Store.create(str(weird_tmp_path / "results"))
+
+
+@pytest.fixture
+def remote(store: Store) -> Store:
+    """The same folder, treated like an object store, which has no kernel locks."""
+    store.local = False
+    return store
+
+
+@pytest.fixture
+def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock."""
+    command = [sys.executable, "-c", HOLD, store.uri]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_driver_is_refused_with_owner_and_age(store: Store, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(UserError) as caught, Lock(store):
+        pass
+    (line,) = caught.value.problems
+    assert f"process {holder.pid} of " in line
+    assert " for 0 s" in line or " for 1 s" in line or " for 2 s" in line
+    assert "nothing was run" in line and "--results" in line
+    assert holder.poll() is None
+
+
+def test_the_age_is_the_time_since_the_owner_started(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    with Lock(store):
+        monkeypatch.setattr(locks.time, "time", lambda: now + 90)
+        with pytest.raises(UserError, match="for 90 s"), Lock(store):
+            pass
+
+
+def test_the_lock_is_gone_when_its_owner_was_killed(store: Store, holder: subprocess.Popen[str]) -> None:
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert Store.open(store.uri).exists(NAME)  # the file is still there: only the kernel's lock counts
+    with Lock(store):
+        owner = json.loads(store.read(NAME))
+    assert owner["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("kind", ["store", "remote"])
+def test_the_lock_is_released_on_exit_and_on_error(kind: str, request: pytest.FixtureRequest) -> None:
+    store: Store = request.getfixturevalue(kind)
+    with Lock(store):
+        pass
+    with pytest.raises(RuntimeError), Lock(store):
+        raise RuntimeError
+    with Lock(store):
+        assert json.loads(store.read(NAME))["pid"] == os.getpid()
+
+
+def test_a_refused_driver_does_not_disturb_the_owner(store: Store) -> None:
+    with Lock(store):
+        before = store.read(NAME)
+        for _ in range(2):
+            with pytest.raises(UserError), Lock(store):
+                pass
+        assert store.read(NAME) == before
+
+
+def test_a_folder_with_nothing_but_a_lock_is_still_free(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("")
+    Store.create(str(tmp_path))
+
+
+def test_on_an_object_store_the_heartbeat_decides(remote: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    with Lock(remote) as owner:
+        with pytest.raises(UserError, match=f"process {os.getpid()}"), Lock(remote):
+            pass
+        monkeypatch.setattr(locks.time, "time", lambda: now + STALE_S - 20)
+        with pytest.raises(UserError), Lock(remote):
+            pass
+        owner.beat()
+        monkeypatch.setattr(locks.time, "time", lambda: now + 2 * STALE_S - 30)
+        with pytest.raises(UserError), Lock(remote):  # the beat has kept it alive
+            pass
+        monkeypatch.setattr(locks.time, "time", lambda: now + 3 * STALE_S)
+        with Lock(remote):  # the owner has been silent for too long
+            pass
+
+
+def test_a_broken_lock_file_locks_nobody_out(remote: Store) -> None:
+    remote.write(NAME, b"{half")
+    with Lock(remote):
+        pass
