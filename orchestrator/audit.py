@@ -241,7 +241,7 @@ def _ulira_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[
         never = np.full_like(
             never, np.nan
         )  # with one retrain per base, `never` and `retrained` are the same model
-    missing = sum(key[0] == "audit" and not reader.done(task) for key, task in row.tasks.items())
+    missing = sum(key[0] == "audit" and np.isnan(cube[key[1:]]).all() for key in row.tasks)
     pairs_of_worlds = {
         "forgotten_vs_retrained": (forgotten, retrained),
         "forgotten_vs_never": (forgotten, never),
@@ -258,7 +258,7 @@ def _ulira_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[
                 "attack": ulira.name,
                 "attack_version": ulira.version,
                 "comparison": name,
-                "missing": missing,
+                "missing": int(missing),
             }
         )
 

@@ -204,11 +204,13 @@ class _Driver:
         try:
             outcome = ray.get(flight.outcome)
             outcome.weights = ray.get(flight.weights) if flight.task.kind == "base" else None
-        except OutOfMemoryError as error:
-            self._lose(runner, "oom", str(error))
+        except RayTaskError as error:  # the worker itself failed, which it never should
+            runner.queue.popleft()
+            self.session.failed(flight.task, "bug", " ".join(str(error).split())[-300:], runner.name)
             return
-        except RayActorError as error:
-            self._lose(runner, "oom" if "OutOfMemory" in str(error) else "lost_worker", str(error))
+        except RayError as error:  # an actor, a node or an object is lost
+            hungry = isinstance(error, OutOfMemoryError) or "OutOfMemory" in str(error)
+            self._lose(runner, "oom" if hungry else "lost_worker", str(error))
             return
         runner.queue.popleft()
         runner.since = time.monotonic()

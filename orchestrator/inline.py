@@ -18,6 +18,7 @@ def run(session: Session, data: str, time_limit_s: float) -> None:
     """Run every task of the session, one after the other. A task over its time limit ends as `timeout`."""
     if not session.schedule.total:
         return
+    from workers.run_task import TimeLimit
     from workers.worker import Worker
 
     worker = Worker(data)
@@ -27,8 +28,12 @@ def run(session: Session, data: str, time_limit_s: float) -> None:
     while (task := session.schedule.take(RUNNER)) is not None:
         held = task.base is None or task.base in worker.holds()
         weights = None if held else session.store.read_model(str(task.base))
-        with _limit(time_limit_s):
-            outcome = worker.run({"id": task.id, "spec": task.spec}, weights)
+        try:
+            with _limit(time_limit_s):
+                outcome = worker.run({"id": task.id, "spec": task.spec}, weights)
+        except TimeLimit as error:  # it struck between the task's own handler and here
+            session.failed(task, "timeout", str(error), RUNNER)
+            continue
         session.finished(task, outcome, RUNNER)
 
 

@@ -59,6 +59,7 @@ class Variant:
     """A method with its hyper-parameters in a cell, and its tasks."""
 
     method: str
+    version: int
     hyperparameters: dict[str, Any]
     tasks: dict[Key, str]
 
@@ -155,7 +156,10 @@ class _Builder:
             retrains_per_base=self.grid.audit.retrains_per_base if self.grid.audit else 0,
             bases={},
             retrains={},
-            variants=[Variant(name, method["hyperparameters"], {}) for name, method in self.methods.items()],
+            variants=[
+                Variant(name, method["version"], method["hyperparameters"], {})
+                for name, method in self.methods.items()
+            ],
         )
         for place in self._places():
             self._fill(cell, forget, place)

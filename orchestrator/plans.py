@@ -44,8 +44,12 @@ def _merged(old: Cell, new: Cell) -> Cell:
         old = _without_audit(old)
     variants = {digest([v.method, v.hyperparameters]): v for v in old.variants}
     for variant in new.variants:
-        known = variants.setdefault(digest([variant.method, variant.hyperparameters]), variant)
-        known.tasks.update(variant.tasks)
+        key = digest([variant.method, variant.hyperparameters])
+        known = variants.get(key)
+        if known is not None and known.version == variant.version:
+            known.tasks.update(variant.tasks)
+        else:  # results of another version of a method's code are not mixed with these
+            variants[key] = variant
     return Cell(
         new.id,
         new.dataset,
@@ -75,7 +79,12 @@ def _without_audit(cell: Cell) -> Cell:
 def _to_json(cell: Cell) -> dict[str, Any]:
     """JSON has no tuple keys, so a map from keys to ids is written as [[track, seed, forget set], id], …"""
     variants = [
-        {"method": v.method, "hyperparameters": v.hyperparameters, "tasks": _pairs(v.tasks)}
+        {
+            "method": v.method,
+            "version": v.version,
+            "hyperparameters": v.hyperparameters,
+            "tasks": _pairs(v.tasks),
+        }
         for v in cell.variants
     ]
     names = ("id", "dataset", "architecture", "forget", "retrains_per_base")
@@ -88,7 +97,9 @@ def _to_json(cell: Cell) -> dict[str, Any]:
 
 
 def _from_json(facts: dict[str, Any]) -> Cell:
-    variants = [Variant(v["method"], v["hyperparameters"], _map(v["tasks"])) for v in facts["variants"]]
+    variants = [
+        Variant(v["method"], v["version"], v["hyperparameters"], _map(v["tasks"])) for v in facts["variants"]
+    ]
     maps = {"bases": _map(facts["bases"]), "retrains": _map(facts["retrains"]), "variants": variants}
     return Cell(**(facts | maps))
 

@@ -186,7 +186,7 @@ AUDITS = (
     ),
     Column("nu0_negative", _f64, "", "the same, second world"),
     Column("collapsed", _i64, "", "samples whose variance was at the floor"),
-    Column("missing", _i64, "", "runs of this row's audit that are not done"),
+    Column("missing", _i64, "", "runs of this row's audit without scores: not done, or lost"),
     Column("roc_fpr", pa.list_(_f64), "fraction", "false-positive rates of the curve, log-spaced"),
     Column("roc_tpr", pa.list_(_f64), "fraction", "true-positive rates"),
     Column("roc_low", pa.list_(_f64), "fraction", "lower end of the pointwise band"),

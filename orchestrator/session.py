@@ -25,6 +25,7 @@ from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store, new_part, score_folder, score_rows
 
 FLUSH_ROWS = 256
+LEDGER = ("task_id", "status", "attempt", "design", "part", "dataset", "architecture", "kind", "method")
 
 
 @dataclass
@@ -64,17 +65,11 @@ class Session:
     ) -> None:
         self.plan, self.store, self.lock, self.display = plan, store, lock, display
         self.keep_models, self.flush_s = keep_models, plan.grid.run.flush_s
-        ledger = store.runs(["task_id", "status", "attempt", "design"])
+        ledger = store.runs(LEDGER).to_pylist()
         self._designs = set(store.read_table("designs", ["design"])["design"].to_pylist())
+        statuses = self._usable(ledger)
         aside = store.set_aside()
-        columns = [ledger[name].to_pylist() for name in ("task_id", "status", "attempt", "design")]
-        self._attempts = dict(zip(columns[0], columns[2], strict=True))
-        statuses = {
-            task: status
-            for task, status, _, design in zip(*columns, strict=True)
-            # without its design, which was in a damaged part, a result cannot be used: it is made again
-            if task in plan.by_id and (status != "done" or design in self._designs)
-        }
+        self._attempts = {row["task_id"]: row["attempt"] for row in ledger}
         self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total, already=len(plan.tasks) - self.schedule.total)
         self.progress.notes += [f"{name} is damaged and was moved to aside/" for name in aside]
@@ -85,6 +80,17 @@ class Session:
         self._flushed = time.monotonic()
         for task, reason in self.schedule.skipped:
             self._record(task, "skipped", reason)
+
+    def _usable(self, ledger: list[dict[str, Any]]) -> dict[str, str]:
+        """Status by id of the plan's finished tasks; one whose design or scores are lost is made again."""
+        scores = self.store.readable_scores()
+        statuses = {}
+        for row in ledger:
+            folder = score_folder(row["dataset"], row["architecture"], row["kind"], row["method"])
+            whole = row["design"] in self._designs and (folder, row["part"]) in scores
+            if row["task_id"] in self.plan.by_id and (row["status"] != "done" or whole):
+                statuses[row["task_id"]] = row["status"]
+        return statuses
 
     def __enter__(self) -> Session:
         return self

@@ -191,7 +191,9 @@ class Store:
                 if metadata.get(b"lethe_table", b"").decode() != table:
                     raise pa.ArrowInvalid("not a part of this table")
                 return parquet.read(columns=wanted.names).select(wanted.names).cast(wanted)
-        except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, ValueError, OSError):
+        except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the file system failed, which says nothing about the part
             if name not in self.damaged:
                 self.damaged.append(name)
             return None
@@ -227,6 +229,18 @@ class Store:
             if table is not None:
                 _collect(table, column, Path(name).stem, part_of, chunks)
         return {task: np.concatenate([found[i] for i in sorted(found)]) for task, found in chunks.items()}
+
+    def readable_scores(self) -> set[tuple[str, str]]:
+        """(folder, part) of every scores file that can be read; the others are noted in `damaged`.
+
+        Reads the ends of the files only.
+        """
+        found = set()
+        for name in self.files("scores"):
+            if self._read_part(name, "scores", pa.schema([])) is not None:
+                folder, _, file = name.removeprefix("scores/").rpartition("/")
+                found.add((folder, Path(file).stem))
+        return found
 
     # ---- models and logs ----------------------------------------------------------------------------------
 

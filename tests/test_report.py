@@ -73,7 +73,7 @@ class Synthetic:
 
 def make_cell(*methods: str, seeds: int = 2, name: str = "c1", forget: str = "random(fraction=0.4)") -> Cell:
     keys = [("main", seed, 0) for seed in range(seeds)]
-    variants = [Variant(m, {"epochs": 5}, {key: f"{name}-{m}-{key[1]}" for key in keys}) for m in methods]
+    variants = [Variant(m, 1, {"epochs": 5}, {key: f"{name}-{m}-{key[1]}" for key in keys}) for m in methods]
     bases, retrains = ({key: f"{name}-{kind}-{key[1]}" for key in keys} for kind in ("base", "retrain"))
     return Cell(name, "digits", "cnn_small", forget, 1, bases, retrains, variants)
 
@@ -203,7 +203,7 @@ def _audited(made: Synthetic) -> Cell:
         made.run(f"unlearn-{base}-{index}", "unlearn", method="finetune", phi=lifted, **facts)
     bases = {key: f"base-{key[1]}" for key in keys}
     return Cell(
-        "a1", "digits", "cnn_small", "random()", 2, bases, maps[0], [Variant("finetune", {}, maps[1])]
+        "a1", "digits", "cnn_small", "random()", 2, bases, maps[0], [Variant("finetune", 1, {}, maps[1])]
     )
 
 

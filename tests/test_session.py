@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from orchestrator.plan import Plan, Task, make_plan
 from orchestrator.schedule import FAILURES
 from orchestrator.session import FLUSH_ROWS, Session, retry_kinds
 from orchestrator.store import Store
-from tests.conftest import grid_data
+from tests.conftest import Lethe, all_rows, grid_data, results_table
 from workers.designs import pack
 from workers.evaluate import Scores
 from workers.run_task import Outcome
@@ -297,3 +297,20 @@ def test_words_for_retry() -> None:
     assert retry_kinds([]) == set()
     with pytest.raises(UserError, match=r"--retry done: .*Allowed: failed, oom"):
         retry_kinds(["oom", "done"])
+
+
+def test_done_tasks_whose_scores_are_lost_run_again(lethe: Lethe, write_grid: Callable[..., Path]) -> None:
+    grid = write_grid(audit=None, seeds=1)
+    results = grid.parent / "results"
+    assert lethe("run", grid, "--results", results, "--inline").returncode == 0
+    before = results_table(results)
+    [truncated] = (results / "scores").rglob("kind=retrain/*/*.parquet")
+    [deleted] = (results / "scores").rglob("kind=unlearn/*/*.parquet")
+    truncated.write_bytes(truncated.read_bytes()[:-9])
+    deleted.unlink()
+    done = lethe("run", grid, "--results", results, "--inline")
+    assert done.returncode == 0, done.stderr
+    assert "is damaged" in done.stderr
+    assert results_table(results) == before
+    attempts = {row["kind"]: row["attempt"] for row in all_rows(results)}
+    assert attempts["retrain"] == attempts["unlearn"] == 2
