@@ -1,4 +1,4 @@
-"""What README.md tells a user to type works: its commands exist, its grid is valid, its table is a report's."""
+"""What README.md tells a user to type works: its commands exist, its grid and method are valid."""
 
 from __future__ import annotations
 
