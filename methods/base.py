@@ -135,6 +135,13 @@ def triangular(epoch: int, epochs: int) -> float:
 SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "triangular": triangular}
 
 
+def step_decay(rho: float) -> Schedule:
+    """ρ^s, s the number of the marks 50 %, 80 % and 90 % of the epochs that have passed: of ten epochs
+    0 … 4 have s = 0, 5 … 7 have 1, 8 has 2 and 9 has 3.
+    """
+    return lambda epoch, epochs: rho ** sum(10 * epoch >= tenths * epochs for tenths in (5, 8, 9))
+
+
 # ---- the loop --------------------------------------------------------------------------------------------
 
 
@@ -206,6 +213,110 @@ def accumulate_gradient(model: nn.Module, batches: Iterable[Batch], loss: Callab
         with precision(batch[0].device):
             value = loss(*batch)
         value.backward()  # type: ignore[no-untyped-call]
+
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def stages(model: nn.Module) -> list[list[nn.Module]]:
+    """The parts of `model` that hold weights, in definition order: blocks of a network, the head last.
+
+    Sequential containers and modules around a single part are opened, everything else is a part. A norm
+    layer belongs to the part before it. ResNet-18 has ten: stem, eight blocks, head.
+    """
+    children = _weighted(model)
+    if len(children) == 1:
+        return stages(children[0])
+    found: list[list[nn.Module]] = []
+    for part in [part for child in children for part in _parts(child)] or [model]:
+        if isinstance(part, NORMS) and found:
+            found[-1].append(part)
+        else:
+            found.append([part])
+    return found
+
+
+def _weighted(module: nn.Module) -> list[nn.Module]:
+    return [child for child in module.children() if any(True for _ in child.parameters())]
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    children = _weighted(module)
+    blocks = [child for child in children if not isinstance(child, NORMS)]
+    if len(blocks) > 1 and not isinstance(module, nn.Sequential | nn.ModuleList):
+        return [module]
+    inner = [part for child in children for part in _parts(child)]
+    own = any(True for _ in module.parameters(recurse=False))
+    return [module] if own and len(inner) < 2 else inner
+
+
+@torch.no_grad()
+def reinitialise(module: nn.Module, rng: torch.Generator) -> None:
+    """Fresh weights and statistics from each layer's own initialiser, with draws seeded by `rng`.
+
+    A parameter of a module without one (tokens, positions) is drawn from a normal of its old mean and s.d.
+    """
+    seed = int(torch.randint(2**62, (1,), generator=rng, device=rng.device))
+    with torch.random.fork_rng([rng.device] if rng.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        module.apply(_reset)
+
+
+def _reset(layer: nn.Module) -> None:
+    reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+    if reset is not None:
+        reset()
+        return
+    for parameter in layer.parameters(recurse=False):
+        parameter.copy_(torch.randn_like(parameter) * parameter.std(correction=0) + parameter.mean())
+
+
+# ---- gradients of single samples -------------------------------------------------------------------------
+
+ENTRIES = 2**29  # of a matrix of per-sample gradients that is held at once: 2 GiB
+
+
+def steady(model: nn.Module) -> nn.Module:
+    """`model` with its layers in eval mode, so that samples do not mix and nothing is random.
+
+    Other modules made of modules stay in training mode: in eval mode some (timm's attention biases) cache
+    tensors made of weights, which gradients then do not reach.
+    """
+    for module in model.modules():
+        module.training = any(True for _ in module.children()) and not isinstance(module, NORMS)
+    return model
+
+
+def gradients(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    outputs: Callable[[Tensor, Tensor], Tensor] = torch.nn.functional.cross_entropy,
+) -> dict[str, Tensor]:
+    """For each parameter (b, …, *shape): the derivatives of `outputs(logits (C,), label ())` (…) of each
+    sample, by default of its cross-entropy; zero where a parameter has no part in them. Always in float32:
+    a vectorised BatchNorm takes no mixed types; nor can fused attention be vectorised.
+    """
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def of_one(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = torch.func.functional_call(model, weights, (image[None],))
+        return outputs(logits[0], label)
+
+    each = torch.func.vmap(torch.func.jacrev(of_one), in_dims=(None, 0, 0))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return each(weights, images, labels)  # type: ignore[no-any-return]
+
+
+def samples_at_once(model: nn.Module, outputs: int = 1) -> int:
+    """How many samples may be given to `gradients` for it to stay within ENTRIES."""
+    return max(1, ENTRIES // (outputs * sum(p.numel() for p in model.parameters())))
+
+
+def require_finite(tensors: Iterable[Tensor], what: str) -> None:
+    """Raise Diverged if a number is not finite; a host sync. For methods that take no step."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise Diverged(f"{what} is not finite")
 
 
 # ---- discovery -------------------------------------------------------------------------------------------

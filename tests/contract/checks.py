@@ -53,13 +53,16 @@ def apply(
 
 
 def short(cls: type[Method], **values: Any) -> Method:
-    """The method with at most two epochs of everything, several batches each, and a rate that shows."""
+    """The method with at most two epochs of everything, several batches each, a rate that shows, and fewer
+    samples than there are, where it draws a number of them.
+    """
     names = {f.name: f.default for f in fields(cls)}
     quick: dict[str, Any] = {
         name: min(2, default) for name, default in names.items() if name.endswith("epochs")
     }
     quick |= {"batch_size": 32} if "batch_size" in names else {}
     quick |= {"learning_rate": 0.01} if "learning_rate" in names else {}
+    quick |= {"samples": 64} if "samples" in names else {}
     return cls(**(quick | values))
 
 
@@ -283,10 +286,11 @@ def restore(state: dict[str, Any]) -> None:
 
 
 def broken(model: nn.Module) -> nn.Module:
-    """A copy whose last parameter is not a number."""
+    """A copy whose parameters are not numbers: all of them, since a method may draw some anew."""
     copied = copy.deepcopy(model)
     with torch.no_grad():
-        list(copied.parameters())[-1].fill_(math.nan)
+        for parameter in copied.parameters():
+            parameter.fill_(math.nan)
     return copied
 
 

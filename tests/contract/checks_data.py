@@ -74,14 +74,17 @@ SIZES = {  # with batches of 32: retain and forget
 
 
 def check_sizes(cls: type[Method], toy: Toy) -> None:
-    """Any sizes of the sets will do, and change the weights; no batch is of one sample."""
+    """Any sizes of the sets will do, and change the weights; no batch is of one sample.
+
+    In eval mode samples do not mix, so that gradients of each sample by itself may be taken.
+    """
     for name, (retain, forget) in SIZES.items():
         sets = {"retain": SETS["retain"][:retain], "forget": SETS["forget"][:forget], "val": SETS["val"][:33]}
         data = data_for(toy, cls.needs, sets=sets)
         batch_sizes: list[int] = []
         watched = copy.deepcopy(toy.base)
         next(watched.children()).register_forward_pre_hook(
-            lambda _, inputs, seen=batch_sizes: seen.append(len(inputs[0]))
+            lambda net, inputs, seen=batch_sizes: seen.append(len(inputs[0]) if net.training else 2)
         )
         model = apply(short(cls), replace(toy, base=watched), data=data)
         assert batch_sizes and distance(model, toy.base) > TOLERANCE, f"{name}: nothing happened"

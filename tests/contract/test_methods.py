@@ -33,6 +33,35 @@ CASES = {
         zero_rounds=2,
         reason="kernels are transposed before any epoch, so two rounds without epochs give the input back",
     ),
+    "fisher_forgetting": Case(
+        zero={"alpha": 0.0},
+        toy={"alpha": 0.01},
+        reason="one perturbation of strength alpha; the default, for deeper nets, is weak on so small a one",
+    ),
+    "influence_unlearning": Case(
+        zero={"alpha": 0.0},
+        reason="a single step of length alpha",
+    ),
+    "catastrophic_forgetting_k": Case(
+        toy={"batch_size": 64, "learning_rate": 0.1, "weight_decay": 0.05},
+        reason="at the defaults, 10 steps of a loss near zero leave the base as it was",
+    ),
+    "exact_unlearning_k": Case(
+        zero={"epochs": 0, "k": 0},
+        reason="the last k stages are drawn anew before any epoch",
+    ),
+    "noise_finetune": Case(
+        zero={"epochs": 0, "sigma": 0.0},
+        toy={"learning_rate": 0.01},
+        defaults_lose_the_toy=True,
+        reason="the stem gets noise before any epoch; 16 steps at a rate of 7e-4 hardly repair it",
+    ),
+    "random_noise_injection": Case(
+        zero={"noisy_epochs": 0, "fine_epochs": 0},
+        toy={"learning_rate": 0.01, "fine_learning_rate": 0.01},
+        defaults_lose_the_toy=True,
+        reason="two kinds of epochs; 36 steps at a rate of 2e-4 do not train the fresh head",
+    ),
     "masked_small_gradients": Case(
         zero={"epochs": 0, "rho": 0.0},
         reason="a fraction rho of the weights is drawn anew before any epoch",
