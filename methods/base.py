@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax
 
 Batch = tuple[Tensor, ...]
 
@@ -206,6 +207,63 @@ def accumulate_gradient(model: nn.Module, batches: Iterable[Batch], loss: Callab
         with precision(batch[0].device):
             value = loss(*batch)
         value.backward()  # type: ignore[no-untyped-call]
+
+
+def stem(model: nn.Module) -> nn.Module:
+    """The first convolution: of a convolutional net its stem, of a vision transformer its patch embedding."""
+    return _one(layers(model, nn.Conv2d), "convolution")
+
+
+def head(model: nn.Module) -> nn.Module:
+    """The last linear layer, which gives the logits."""
+    return _one(reversed(list(layers(model, nn.Linear))), "linear layer")
+
+
+def _one(found: Iterable[tuple[str, nn.Module]], what: str) -> nn.Module:
+    for _, layer in found:
+        return layer
+    raise ValueError(f"this model has no {what}, and the method needs one")
+
+
+def reinitialise(module: nn.Module, rng: torch.Generator) -> None:
+    """Give each layer in `module` new weights by its own default initialiser, drawn from `rng`, in place.
+
+    Statistics of normalisations start anew. What no layer initialises (class tokens, positions) is drawn from
+    N(0, 0.02²). The host waits once for the device.
+    """
+    seed = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+    with torch.random.fork_rng([rng.device] if rng.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for layer in reversed(list(module.modules())):  # attention resets some of what its layers draw
+            reset = getattr(layer, "reset_parameters", getattr(layer, "_reset_parameters", None))
+            if reset is not None:
+                reset()
+            else:
+                for parameter in layer.parameters(recurse=False):
+                    nn.init.normal_(parameter, std=0.02)
+
+
+# ---- what losses are made of -----------------------------------------------------------------------------
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """Batch mean of KL(softmax(teacher/T) ‖ softmax(student/T)) of logits (b, C), without a factor T²."""
+    target = log_softmax(teacher.float() / temperature, 1)
+    logs = log_softmax(student.float() / temperature, 1)
+    return kl_div(logs, target, reduction="batchmean", log_target=True)
+
+
+def wrong_labels(labels: Tensor, data: Data) -> Tensor:
+    """For each label (b,) another class, uniformly: the true one moved on by 1 … C − 1 places."""
+    steps = torch.randint(1, data.num_classes, labels.shape, generator=data.rng, device=labels.device)
+    return (labels + steps) % data.num_classes
+
+
+def smallest(values: Tensor, fraction: float) -> Tensor:
+    """A mask of the `fraction` of entries, rounded to a whole number, that are smallest in absolute value."""
+    chosen = values.abs().flatten().argsort()[: round(fraction * values.numel())]
+    mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+    return mask.index_fill_(0, chosen, True).view_as(values)
 
 
 # ---- discovery -------------------------------------------------------------------------------------------
