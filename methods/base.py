@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax
 
 Batch = tuple[Tensor, ...]
 
@@ -215,6 +216,22 @@ def accumulate_gradient(model: nn.Module, batches: Iterable[Batch], loss: Callab
         value.backward()  # type: ignore[no-untyped-call]
 
 
+def stem(model: nn.Module) -> nn.Module:
+    """The first convolution: of a convolutional net its stem, of a vision transformer its patch embedding."""
+    return _one(layers(model, nn.Conv2d), "convolution")
+
+
+def head(model: nn.Module) -> nn.Module:
+    """The last linear layer, which gives the logits."""
+    return _one(reversed(list(layers(model, nn.Linear))), "linear layer")
+
+
+def _one(found: Iterable[tuple[str, nn.Module]], what: str) -> nn.Module:
+    for _, layer in found:
+        return layer
+    raise ValueError(f"this model has no {what}, and the method needs one")
+
+
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -252,23 +269,44 @@ def _parts(module: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def reinitialise(module: nn.Module, rng: torch.Generator) -> None:
-    """Fresh weights and statistics from each layer's own initialiser, with draws seeded by `rng`.
+    """Give each layer in `module` new weights by its own default initialiser, drawn from `rng`, in place.
 
-    A parameter of a module without one (tokens, positions) is drawn from a normal of its old mean and s.d.
+    Statistics of normalisations start anew. What no layer initialises (class tokens, positions) is drawn from
+    N(0, 0.02²). The host waits once for the device.
     """
     seed = int(torch.randint(2**62, (1,), generator=rng, device=rng.device))
     with torch.random.fork_rng([rng.device] if rng.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        module.apply(_reset)
+        for layer in reversed(list(module.modules())):  # attention resets some of what its layers draw
+            reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+            if reset is not None:
+                reset()
+                continue
+            for parameter in layer.parameters(recurse=False):
+                nn.init.normal_(parameter, std=0.02)
 
 
-def _reset(layer: nn.Module) -> None:
-    reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
-    if reset is not None:
-        reset()
-        return
-    for parameter in layer.parameters(recurse=False):
-        parameter.copy_(torch.randn_like(parameter) * parameter.std(correction=0) + parameter.mean())
+# ---- what losses are made of -----------------------------------------------------------------------------
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """Batch mean of KL(softmax(teacher/T) ‖ softmax(student/T)) of logits (b, C), without a factor T²."""
+    target = log_softmax(teacher.float() / temperature, 1)
+    logs = log_softmax(student.float() / temperature, 1)
+    return kl_div(logs, target, reduction="batchmean", log_target=True)
+
+
+def wrong_labels(labels: Tensor, data: Data) -> Tensor:
+    """For each label (b,) another class, uniformly: the true one moved on by 1 … C − 1 places."""
+    steps = torch.randint(1, data.num_classes, labels.shape, generator=data.rng, device=labels.device)
+    return (labels + steps) % data.num_classes
+
+
+def smallest(values: Tensor, fraction: float) -> Tensor:
+    """A mask of the `fraction` of entries, rounded to a whole number, that are smallest in absolute value."""
+    chosen = values.abs().flatten().argsort()[: round(fraction * values.numel())]
+    mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+    return mask.index_fill_(0, chosen, True).view_as(values)
 
 
 # ---- gradients of single samples -------------------------------------------------------------------------

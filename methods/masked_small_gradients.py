@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Data, Method, accumulate_gradient, fit, hp, layers, sgd, triangular
+from methods.base import Data, Method, accumulate_gradient, fit, hp, layers, sgd, smallest, triangular
 
 DAMPING = 0.1
 
@@ -57,13 +57,6 @@ class MaskedSmallGradients(Method):
         optimizer.register_step_pre_hook(lambda *_: damp(weights, masks))
         fit(optimizer, lambda: data.retain(self.batch_size), loss, epochs=self.epochs, schedule=triangular)
         return model
-
-
-def smallest(gradient: Tensor, fraction: float) -> Tensor:
-    """A mask of the `fraction` of entries that are smallest in absolute value."""
-    chosen = gradient.abs().flatten().argsort()[: round(fraction * gradient.numel())]
-    mask = torch.zeros(gradient.numel(), dtype=torch.bool, device=gradient.device)
-    return mask.index_fill_(0, chosen, True).view_as(gradient)
 
 
 @torch.no_grad()

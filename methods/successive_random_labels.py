@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Data, Method, fit, hp, sgd
+from methods.base import Data, Method, fit, hp, sgd, wrong_labels
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,3 @@ class SuccessiveRandomLabels(Method):
             epochs=self.epochs,
         )
         return model
-
-
-def wrong_labels(labels: Tensor, data: Data) -> Tensor:
-    """For each label (b,) another class, uniformly: the true one moved on by 1 … C − 1 places."""
-    steps = torch.randint(1, data.num_classes, labels.shape, generator=data.rng, device=labels.device)
-    return (labels + steps) % data.num_classes

@@ -20,12 +20,17 @@ from methods.base import (
     constant,
     cosine,
     descend,
+    divergence,
     fit,
     frozen_copy,
+    head,
     layers,
     plugin,
     precision,
+    reinitialise,
     sgd,
+    smallest,
+    stem,
     triangular,
 )
 
@@ -205,6 +210,75 @@ def test_precision_of_the_forward_pass_on_a_cpu(chosen: str, dtype: torch.dtype)
     finally:
         PRECISION.reset(token)
     assert net()[0](torch.ones(1, 3)).dtype == torch.float32
+
+
+class Vit(nn.Module):
+    """One block of attention with a class token, as such nets are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 1, 8))
+        self.patches = nn.Conv2d(1, 8, 2)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16)
+        self.head = nn.Linear(8, 5)
+
+
+def test_stem_and_head_of_a_transformer_and_of_a_convolutional_net() -> None:
+    vit = Vit()
+    assert stem(vit) is vit.patches and head(vit) is vit.head
+    cnn = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3))
+    assert stem(cnn) is cnn[0] and head(cnn) is cnn[4]
+    with pytest.raises(ValueError, match="no convolution"):
+        stem(net())
+
+
+def changed(model: nn.Module, start: nn.Module) -> set[str]:
+    before, after = start.state_dict(), model.state_dict()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_reinitialise_leaves_no_parameter_as_it_was_and_follows_its_generator() -> None:
+    for make in (net, Vit):
+        start = make()
+        with torch.no_grad():
+            for tensor in start.state_dict().values():
+                tensor.add_(3)
+        models = [copy.deepcopy(start) for _ in range(3)]
+        state = torch.get_rng_state()
+        for model, seed in zip(models, (1, 1, 2), strict=True):
+            reinitialise(model, torch.Generator().manual_seed(seed))
+        assert torch.equal(state, torch.get_rng_state()), "the global generator moved"
+        assert changed(models[0], start) == set(start.state_dict()), "running statistics included"
+        assert not changed(models[0], models[1])
+        assert {name for name, p in start.named_parameters() if p.dim() > 1} <= changed(models[0], models[2])
+
+
+def test_reinitialise_uses_the_initialisers_of_the_layers() -> None:
+    start = frozen_copy(Vit())
+    reinitialise(start, torch.Generator().manual_seed(0))
+    assert not any(p.requires_grad for p in start.parameters())
+    assert torch.equal(start.block.norm1.weight, torch.ones(8))
+    assert torch.equal(start.block.self_attn.out_proj.bias, torch.zeros(8)), "as attention wants it"
+    assert start.head.weight.abs().max() <= 8**-0.5
+    assert start.token.abs().max() < 0.1
+
+
+# ---- what losses are made of ---------------------------------------------------------------------
+
+
+def test_divergence_is_from_the_teacher_to_the_student_averaged_over_the_batch() -> None:
+    teacher, student = torch.tensor([[0.0, math.log(3)], [1.0, 1.0]]), torch.zeros(2, 2)
+    expected = (0.25 * math.log(0.5) + 0.75 * math.log(1.5)) / 2  # ¼ and ¾ against ½ and ½; then nothing
+    assert divergence(teacher, student).item() == pytest.approx(expected, rel=1e-6)
+    assert divergence(2 * teacher, student, 2.0).item() == pytest.approx(expected, rel=1e-6), "no factor T²"
+    backwards = (0.5 * math.log(2) + 0.5 * math.log(2 / 3)) / 2
+    assert divergence(student, teacher).item() == pytest.approx(backwards, rel=1e-6)
+
+
+def test_smallest_counts_exactly() -> None:
+    values = torch.tensor([[3.0, -1.0], [0.5, -4.0]])
+    assert smallest(values, 0.5).tolist() == [[False, True], [True, False]]
+    assert [int(smallest(values, f).sum()) for f in (0.0, 0.3, 0.75, 1.0)] == [0, 1, 3, 4]
 
 
 # ---- discovery -----------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_successive_random_labels_with_two_classes_are_the_other_label() -> None
 
 
 def test_successive_random_labels_are_never_true_and_otherwise_uniform() -> None:
-    from methods.successive_random_labels import wrong_labels
+    from methods.base import wrong_labels
 
     labels = torch.arange(5).repeat(4000)
     data = FixedData(5)

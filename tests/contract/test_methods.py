@@ -8,7 +8,7 @@ import pytest
 from checks import Case
 from toy import Toy
 
-from methods.base import Method, plugin
+from methods.base import Method, head, plugin, stem
 from orchestrator.catalogue import plugins
 
 CASES = {
@@ -65,6 +65,31 @@ CASES = {
     "masked_small_gradients": Case(
         zero={"epochs": 0, "rho": 0.0},
         reason="a fraction rho of the weights is drawn anew before any epoch",
+    ),
+    "salun": Case(
+        toy={"batch_size": 64, "learning_rate": 0.03, "tau": 0.2},
+        reason="at the defaults, 20 steps without momentum hardly move the base",
+    ),
+    "scrub": Case(
+        toy={"epochs": 10, "forget_epochs": 5, "forget_batch_size": 32, "learning_rate": 0.02},
+        reason="at the defaults, 2 steps per epoch away from a teacher that is the student leave them close",
+    ),
+    "forget_contrast_strengthen": Case(
+        zero={"epochs": 0, "uniform_epochs": 0},
+        toy={"batch_size": 64, "contrast_learning_rate": 0.003},
+        reason="the first pass over the forget set is no round; at the defaults the contrast takes 8 steps",
+    ),
+    "prune_reinitialise_match_quantise": Case(
+        zero={"epochs": 0, "rho": 0.0, "quantise": False},
+        toy={"rho": 0.9, "learning_rate": 0.01, "epochs": 10.0},
+        defaults_lose_the_toy=True,
+        reason="weights are drawn anew before any epoch and rounded after the last; at the defaults 13 steps "
+        "at a rate of 0.0005 repair no net of which 99 % is new",
+    ),
+    "distill_entropy": Case(
+        zero={"epochs": 0, "warm_up_epochs": 0},
+        fresh=lambda model: [stem(model), head(model)],
+        reason="stem and head are always re-initialised",
     ),
 }
 METHODS = {name: plugin("methods", name) for name in plugins("methods")}
