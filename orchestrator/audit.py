@@ -101,7 +101,7 @@ def write(store: Store, cells: list[Cell]) -> None:
     known = set(store.read_table("audits", ["inputs"])["inputs"].to_pylist())
     reader = Reader(store)
     new = [row for cell in cells for row in audit_cell(reader, cell, known)]
-    if new:
+    if new and not store.damaged:  # what was computed around a lost part is shown, but not kept
         store.write_part("audits", new, new_part())
 
 

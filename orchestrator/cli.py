@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -72,7 +73,8 @@ def run(
 ) -> None:
     """Run a grid, or what is left of it. Running again resumes.
 
-    Exit code 0: all tasks are done; 1: some did not finish; 2: bad input, nothing was run; 130: interrupted.
+    Exit code 0: all tasks are done; 1: some did not finish; 2: bad input, or files that cannot be written;
+    130: interrupted.
     """
     from orchestrator import overview
     from orchestrator.config import load
@@ -97,13 +99,22 @@ def run(
     try:
         ended = run_grid(loaded, options)
     except KeyboardInterrupt:
-        command = f"lethe run {grid} --results {results}"
-        print(
-            f"\nInterrupted. What had finished is recorded; `{command}` goes on from there.", file=sys.stderr
-        )
+        text = f"\nInterrupted. What had finished is recorded; `{_again()}` goes on from there."
+        print(text, file=sys.stderr)
         raise typer.Exit(130) from None
-    print(overview.run_text(ended, grid, results))
+    print(overview.run_text(ended, _again(), results))
     raise typer.Exit(1 if ended.failures else 0)
+
+
+def _again() -> str:
+    """The command line as it was given, less --retry and --limit, to be pasted into a shell."""
+    words = sys.argv[1:]
+    for option in ("--retry", "--limit"):
+        while option in words:
+            place = words.index(option)
+            del words[place : place + 2]
+        words = [word for word in words if not word.startswith(f"{option}=")]
+    return shlex.join(["lethe", *words])
 
 
 def _outside_job(path: str) -> str:
@@ -217,3 +228,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # no space, no permission, not a folder, …
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"{what}. What was recorded before is safe; put this right and run again.", file=sys.stderr)
+        sys.exit(2)

@@ -52,8 +52,8 @@ class Training(Strict):
     momentum: float | None = Field(None, ge=0, lt=1)
     weight_decay: float | None = Field(None, ge=0)
     schedule: Literal["cosine", "constant"] | None = None
-    epochs: int | None = Field(None, ge=1)
-    batch_size: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1, le=100_000)
+    batch_size: int | None = Field(None, ge=1, le=1_000_000)
     augment: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] | None = None
 
@@ -75,9 +75,9 @@ RECIPE: dict[str, Any] = {
 class Audit(Strict):
     """The audit track: complementary pairs of bases, each base's members partitioned into forget sets."""
 
-    pairs: int = Field(ge=4)
-    forget_sets: int = Field(5, ge=1)
-    retrains: int | None = Field(None, ge=1)  # per base; the first forget sets of each base are retrained
+    pairs: int = Field(ge=4, le=10_000)
+    forget_sets: int = Field(5, ge=1, le=1000)
+    retrains: int | None = Field(None, ge=1, le=1000)  # per base, of its first forget sets
     training: Training = Training()
 
     @property
@@ -89,7 +89,7 @@ class Audit(Strict):
 class Tune(Strict):
     """The budget of the search: one study per (method, dataset, architecture, forget recipe)."""
 
-    trials: int = Field(100, ge=1)
+    trials: int = Field(100, ge=1, le=1_000_000)
 
 
 class Run(Strict):
@@ -155,18 +155,13 @@ def check_parameters(
         else:
             checked[name] = float(value) if declared[name].kind == "float" else value
     if problems:
-        raise ValueError(" ".join(problems))
+        raise ValueError("\n".join(problems))
     return checked
 
 
 def _parameter_problem(parameter: Parameter, value: Any, bounded: bool) -> str | None:
     """What is wrong with a value, None if nothing is."""
-    types: dict[str, tuple[type, ...]] = {
-        "int": (int,),
-        "float": (int, float),
-        "bool": (bool,),
-        "str": (str,),
-    }
+    types: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
     if not isinstance(value, types[parameter.kind]) or (isinstance(value, bool) and parameter.kind != "bool"):
         return f"is not of type {parameter.kind}."
     if parameter.choices is not None and value not in parameter.choices:
@@ -202,11 +197,16 @@ def _with_defaults(kind: str, choice: Choice) -> dict[str, Any]:
     return {name: choice.parameters.get(name, parameter.default) for name, parameter in declared.items()}
 
 
+MAX_SEEDS = 100_000
+
+
 def _seeds(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, list)):
         raise ValueError(f"{value!r} is neither a count nor a list of seeds.")
     if isinstance(value, int) and value < 1:
         raise ValueError(f"{value} is too few, at least 1.")
+    if isinstance(value, int) and value > MAX_SEEDS:
+        raise ValueError(f"{value} is too many, at most {MAX_SEEDS:,}.")
     return list(range(value)) if isinstance(value, int) else value
 
 
@@ -286,8 +286,25 @@ def load(path: str) -> Grid:
     try:
         grid = Grid.model_validate(data)
     except ValidationError as error:
-        raise _user_error(path, error) from None
+        raise UserError(*_lines(path, error), *_hidden(path, data, error)) from None
     return _with_hyperparameters(path, grid)
+
+
+def _hidden(path: str, data: dict[str, Any], error: ValidationError) -> list[str]:
+    """Mistakes across keys, which show only when the keys that are wrong by themselves are replaced."""
+    neutral = {"methods": [], "seeds": 1, "training": {}, "audit": None, "tune": None, "run": {}, "name": ""}
+    neutral |= {"val_fraction": 0.15, "hyperparameters": "default"}
+    wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
+    if not wrong or wrong & {"datasets", "architectures", "forget"}:
+        return []
+    try:
+        Grid.model_validate(
+            {key: value for key, value in data.items() if key not in wrong}
+            | {key: neutral[key] for key in wrong & neutral.keys()}
+        )
+    except ValidationError as more:
+        return _lines(path, more)
+    return []
 
 
 def _with_hyperparameters(path: str, grid: Grid) -> Grid:
@@ -332,13 +349,13 @@ def _unknown_methods(source: str, values: dict[Any, Any]) -> list[str]:
 _SECTIONS: dict[str, type[BaseModel]] = {"audit": Audit, "tune": Tune, "run": Run, "training": Training}
 
 
-def _user_error(path: str, error: ValidationError) -> UserError:
+def _lines(path: str, error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors():
         for text in _message(problem).split("\n"):
             where = _where(problem["loc"])
             lines.append(f"{path}  {where}: {text}" if where else f"{path}  {text}")
-    return UserError(*lines)
+    return lines
 
 
 def _where(location: tuple[int | str, ...]) -> str:

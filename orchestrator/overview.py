@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import catalogue, schema
 from orchestrator.errors import UserError, nearest
 from orchestrator.plan import Plan, cost_hours
+from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
@@ -26,8 +28,10 @@ def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
     """
     runs = store.runs(["task_id", "status", *TIMED]).to_pylist() if store else []
     timed = [row for row in runs if row["status"] == "done"]
+    statuses = {row["task_id"]: row["status"] for row in runs}
     done = {row["task_id"] for row in timed} & plan.by_id.keys()
-    left = [task for task in plan.tasks if task.id not in done]
+    has_model = store.has_model if store else lambda _: False
+    left = Schedule(plan.tasks, statuses, retry=FAILURES, has_model=has_model).pending()
     on_gpu = [row for row in timed if not str(row["device"]).startswith("cpu")]
     return plan.counts() | {
         "done": len(done),
@@ -35,18 +39,21 @@ def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
         "device_hours": cost_hours(left, timed) if timed else None,
         "devices": sorted({str(row["device"]) for row in timed}),
         "cells": len(plan.cells),
+        "retrained_bases": sum(task.id in done for task in left),
     }
 
 
 def plan_text(facts: dict[str, Any]) -> str:
     """The plan as a few lines."""
-    saved = facts["unshared_tasks"] - facts["tasks"]
+    saved = max(0, facts["unshared_tasks"] - facts["tasks"])
     lines = [
         f"{facts['tasks']:,} tasks in {facts['cells']} cells:"
         f" {facts['base']:,} base, {facts['retrain']:,} retrain, {facts['unlearn']:,} unlearn.",
         f"Without shared bases and retrains: {facts['unshared_tasks']:,}; sharing saves {saved:,}.",
         f"{facts['done']:,} are done, {facts['tasks'] - facts['done']:,} are left.",
     ]
+    if facts["retrained_bases"]:
+        lines.append(f"{facts['retrained_bases']:,} bases are trained again: their weights were not kept.")
     if facts["tune_trials"]:
         lines.append(
             f"{facts['tune_trials']:,} tuning trials come on top; this version counts them and runs none."
@@ -63,22 +70,22 @@ def plan_text(facts: dict[str, Any]) -> str:
 # ---- run and status --------------------------------------------------------------------------------------
 
 
-def run_text(ended: Ended, grid: str, results: str) -> str:
+def run_text(ended: Ended, command: str, results: str) -> str:
     """How a run ended: what is done, the failures by kind with a first log each, and what to do next."""
     total, failures = ended.total, ended.failures
     if not failures and ended.done == total:
         lines = [f"All {total:,} tasks are done ({ended.ran:,} in this run, {ended.seconds:.0f} s)."]
-        lines.append(f"Next: `lethe report --results {results}`.")
+        lines.append(f"Next: `{shlex.join(['lethe', 'report', '--results', results])}`.")
         return "\n".join(lines)
     lines = [f"{ended.done:,} of {total:,} tasks are done ({ended.ran:,} tried now, {ended.seconds:.0f} s)."]
     if failures:
         lines += _failure_lines(failures, total)
         kinds = Counter(row["status"] for row in failures)
         worst = next((kind for kind, _ in kinds.most_common() if kind != "skipped"), "skipped")
-        lines.append(f"Retry with `lethe run {grid} --results {results} --retry {worst}`.")
+        lines.append(f"Retry with `{command} --retry {worst}`.")
     left = total - ended.done - len(failures)
     if left:
-        lines.append(f"{left:,} are left: `lethe run {grid} --results {results}` goes on.")
+        lines.append(f"{left:,} are left: `{command}` goes on.")
     return "\n".join(lines)
 
 

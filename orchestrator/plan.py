@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator import catalogue
 from orchestrator.config import Choice, Grid
-from orchestrator.keys import derived_seed, digest
+from orchestrator.keys import derived_seed, digest, present
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +183,8 @@ class _Builder:
         base = self.add({**common, "kind": "base", "training": training, "seeds": base_seeds})
         starts = {"base": base, "augment": training["augment"], "precision": training["precision"]}
         for index in range(place.forget_sets):
-            draw = {} if place.fixed else {"draw": {"index": index, "of": place.forget_sets}}
-            recipe = {**forget, **draw}
+            draw = None if place.fixed else {"index": index, "of": place.forget_sets}
+            recipe = present({**forget, "draw": draw})
             key = (place.track, place.seed, index)
             cell.bases[key] = base
             if place.fixed or index < cell.retrains_per_base:

@@ -15,25 +15,34 @@ from orchestrator.store import Store
 
 
 def remember(store: Store, plan: Plan) -> None:
-    """Write a plan's grid and cells into the results, once."""
+    """Write a plan's grid and cells into the results; the plan run last is the one that counts most."""
     cells = [_to_json(cell) for cell in plan.cells]
-    name = f"plans/{digest(cells)}.json"
-    if not store.exists(name):
-        facts = {
-            "grid": plan.grid.model_dump(mode="json"),
-            "cells": cells,
-            "commit": commit(),
-            "created_at": time.time(),
-            "command": sys.argv,
-        }
-        store.write(name, json.dumps(facts).encode())
+    facts = {
+        "grid": plan.grid.model_dump(mode="json"),
+        "cells": cells,
+        "commit": commit(),
+        "created_at": time.time(),
+        "command": sys.argv,
+    }
+    store.write(f"plans/{digest(cells)}.json", json.dumps(facts).encode())
+
+
+def stored(store: Store) -> list[dict[str, Any]]:
+    """The plans of a store as written, the one run last at the end; damaged ones are noted in the store."""
+    found = []
+    for name in store.files("plans", ".json"):
+        try:
+            facts = json.loads(store.read(name))
+            found.append((float(facts["created_at"]), name, facts))
+        except (ValueError, KeyError, TypeError):
+            store.note_damage(name)
+    return [facts for _, _, facts in sorted(found, key=lambda plan: plan[:2])]
 
 
 def recall(store: Store) -> list[Cell]:
-    """The cells of all plans run on a store, oldest first; a cell of several plans is their union."""
-    stored = [json.loads(store.read(name)) for name in store.files("plans", ".json")]
+    """The cells of all plans run on a store; a cell of several plans is their union."""
     cells: dict[str, Cell] = {}
-    for facts in sorted(stored, key=lambda plan: float(plan["created_at"])):
+    for facts in stored(store):
         for cell in map(_from_json, facts["cells"]):
             cells[cell.id] = _merged(cells[cell.id], cell) if cell.id in cells else cell
     return list(cells.values())

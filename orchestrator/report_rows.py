@@ -324,7 +324,7 @@ def _share(correct: np.ndarray) -> float | None:
 def _provenance(store: Store, ledger: Ledger) -> dict[str, Any]:
     """Counts, code versions, devices and commands behind a store."""
     runs = list(ledger.runs.values())
-    stored = [json.loads(store.read(name)) for name in store.files("plans", ".json")]
+    stored = plans.stored(store)
     versions = [json.loads(text) for text in _distinct(runs, "versions")]
     return {
         "results": without_secrets(store.uri),
@@ -334,7 +334,7 @@ def _provenance(store: Store, ledger: Ledger) -> dict[str, Any]:
         "commits": _distinct(runs, "commit"),
         "versions": [", ".join(f"{name} {v}" for name, v in facts.items()) for facts in versions],
         "devices": _distinct(runs, "device"),
-        "plans": [_plan_facts(facts) for facts in sorted(stored, key=lambda plan: float(plan["created_at"]))],
+        "plans": [_plan_facts(facts) for facts in stored],
         "damaged": list(store.damaged),
     }
 

@@ -44,9 +44,19 @@ class Ended:
 
 def run_grid(grid: Grid, options: Options) -> Ended:
     """Run what is left of a grid and audit it; see `lethe run`."""
+    fresh = Store.open_if_any(options.results) is None
+    store = Store.create(options.results)
+    try:
+        return _run_in(store, grid, options)
+    except UserError:
+        if fresh:
+            store.discard()  # a dataset or the cluster is not there: leave no trace
+        raise
+
+
+def _run_in(store: Store, grid: Grid, options: Options) -> Ended:
     started = time.monotonic()
     plan = make_plan(grid)
-    store = Store.create(options.results)
     with Lock(store) as lock, Display() as display:
         plans.remember(store, plan)
         with Session(
@@ -60,6 +70,8 @@ def run_grid(grid: Grid, options: Options) -> Ended:
         ) as session:
             _run(session, options)
         audit.write(store, plan.cells)
+        session.note(store.set_aside())
+        display(session.progress)
     return _ended(plan, store, session.progress.finished, time.monotonic() - started)
 
 
@@ -73,8 +85,8 @@ def _run(session: Session, options: Options) -> None:
         from orchestrator import driver
     except ImportError as error:
         raise UserError(f"Ray cannot be imported ({error}). Install it, or use --inline.") from None
-    driver.connect(options.address)
     try:
+        driver.connect(options.address)
         resources = driver.Resources(options.actors_per_gpu, options.max_actors, options.time_limit_s)
         driver.run(session, options.data, resources)
     finally:

@@ -39,8 +39,9 @@ class Schedule:
         self.skipped: list[tuple[Task, str]] = []  # cannot run, with the reason; to be recorded at the start
         todo = _to_run(tasks, statuses, retry)
         chosen = todo if limit is None else _limited(tasks, todo, limit)
+        later = todo - chosen
         for task in tasks:  # a base is needed by later runs too
-            if task.base is not None and task.id in todo - chosen:
+            if task.base is not None and task.id in later:
                 self._children[task.base] = self._children.get(task.base, 0) + 1
         self._sort_in(tasks, chosen, statuses, has_model)
         self.total = self.left = len(self)
@@ -73,6 +74,11 @@ class Schedule:
                 continue
             self._children[base] = self._children.get(base, 0) + 1
         self._train.extend(sorted(training, key=lambda task: task.kind != "base"))
+
+    def pending(self) -> list[Task]:
+        """The tasks that have not been taken."""
+        groups = [self._train, *self._ready.values(), *self._waiting.values()]
+        return [task for group in groups for task in group]
 
     def take(self, runner: str) -> Task | None:
         """The next task for a runner, or None if it has to wait."""

@@ -85,7 +85,9 @@ RUNS = (
         "members_sha256", _text, "", "hash of the real indices the model was trained on before forgetting"
     ),
     Column("dataset_sha256", _text, "", "hash of the dataset's images and labels"),
-    Column("weights_sha256", _text, "", "hash of the weights handed on; empty where none are kept"),
+    Column(
+        "weights_sha256", _text, "", "base: hash of its weights; unlearn: hash of the weights it started from"
+    ),
     Column(
         "part",
         _text,

@@ -72,7 +72,7 @@ class Session:
         self._attempts = {row["task_id"]: row["attempt"] for row in ledger}
         self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total, already=len(plan.tasks) - self.schedule.total)
-        self.progress.notes += [f"{name} is damaged and was moved to aside/" for name in aside]
+        self.note(aside)
         self._rows: list[dict[str, Any]] = []
         self._scores: dict[str, list[dict[str, Any]]] = {}
         self._new_designs: list[dict[str, Any]] = []
@@ -80,6 +80,10 @@ class Session:
         self._flushed = time.monotonic()
         for task, reason in self.schedule.skipped:
             self._record(task, "skipped", reason)
+
+    def note(self, aside: list[str]) -> None:
+        """Tell the display of parts that were set aside."""
+        self.progress.notes += [f"{name} is damaged and was moved to aside/" for name in aside]
 
     def _usable(self, ledger: list[dict[str, Any]]) -> dict[str, str]:
         """Status by id of the plan's finished tasks; one whose design or scores are lost is made again."""

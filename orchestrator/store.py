@@ -194,9 +194,21 @@ class Store:
         except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the file system failed, which says nothing about the part
-            if name not in self.damaged:
-                self.damaged.append(name)
+            self.note_damage(name)
             return None
+
+    def note_damage(self, name: str) -> None:
+        if name not in self.damaged:
+            self.damaged.append(name)
+
+    def discard(self) -> None:
+        """Take back a store in which nothing was run."""
+        for name in (MARKER, "LOCK", *self.files("plans", ".json")):
+            self.delete(name)
+        for folder in ("plans", ""):
+            path = self.path(folder).rstrip("/")
+            if self.local and os.path.isdir(path) and not os.listdir(path):
+                os.rmdir(path)
 
     def set_aside(self) -> list[str]:
         """Move the parts found damaged into `aside/` and return their names. Only the driver calls this."""

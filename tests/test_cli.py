@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -167,10 +168,11 @@ def test_files_missing_for_a_dataset_say_how_to_fetch_them(tmp_path: Path) -> No
 def test_run_status_and_resume(lethe: Lethe, write_grid: WriteGrid) -> None:
     """Two of three tasks, then the rest, then nothing: counts and next steps as told on the way."""
     grid = write_grid(seeds=1, audit=None, training={"all": {"epochs": 1}}, run={"max_actors": 1})
-    limited = lethe("run", grid, "--inline", "--limit", 2)
+    limited = lethe("run", grid, "--inline", "--limit", 2, "--results", "results")
     assert limited.returncode == 0, limited.stderr
     assert "2 of 3 tasks are done (2 tried now" in limited.stdout
-    assert f"1 are left: `lethe run {grid} --results results` goes on." in limited.stdout
+    again = shlex.join(["lethe", "run", str(grid), "--inline", "--results", "results"])
+    assert f"1 are left: `{again}` goes on." in limited.stdout
     facts = json.loads(lethe("status", "--json").stdout)
     assert (facts["recorded"], facts["done"], facts["failed"]) == (2, 2, {})
     rest = run_grid(load(str(grid)), Options(str(grid.parent / "results"), "data", address=None))

@@ -294,13 +294,13 @@ def test_length_counts_what_nobody_has_taken_and_left_what_has_not_ended() -> No
 def test_taking_stays_cheap_when_there_are_many_bases() -> None:
     """CPU time per task may not grow with the number of bases: a grid of 100,000 models has thousands."""
 
-    def seconds(bases: int) -> float:
+    def seconds(bases: int, limit: int | None = None) -> float:
         tasks = [Task(f"b{i}", {"kind": "base"}) for i in range(bases)]
         tasks += [
             Task(f"u{i}.{j}", {"kind": "unlearn", "base": f"b{i}"}) for i in range(bases) for j in (0, 1)
         ]
-        schedule = Schedule(tasks, {})
         started = time.process_time()
+        schedule = Schedule(tasks, {}, limit=limit)
         while schedule.left:
             taken = {runner: schedule.take(runner) for runner in map(str, range(8))}
             for runner, task in taken.items():
@@ -309,6 +309,7 @@ def test_taking_stays_cheap_when_there_are_many_bases() -> None:
         return (time.process_time() - started) / len(tasks)
 
     assert min(seconds(3000) for _ in range(3)) < 3 * min(seconds(300) for _ in range(5))
+    assert min(seconds(3000, 100) for _ in range(3)) < 3 * min(seconds(300, 100) for _ in range(5))
 
 
 def test_resumed_bases_are_shared_out_one_to_a_runner() -> None:

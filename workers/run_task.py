@@ -133,7 +133,7 @@ def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
     with seeded(spec["seeds"]["unlearn"], bench.device):
         model, watch = unlearn(method, base.model, data, spec["precision"])
     outcome = _evaluated(task, model, design, watch, bench)
-    outcome.row |= {"members_sha256": base.members_sha256}
+    outcome.row |= {"members_sha256": base.members_sha256, "weights_sha256": base.weights_sha256}
     return outcome
 
 

@@ -1,0 +1,110 @@
+"""Storage that fails or was tampered with: one line, no wrong report, and the next run heals it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import audit, plans
+from orchestrator.config import Grid
+from orchestrator.plan import make_plan
+from orchestrator.store import Store
+from tests.conftest import Lethe, grid_data
+
+WriteGrid = Callable[..., Path]
+
+
+def plan_of(**changes: Any) -> Any:
+    return make_plan(Grid.model_validate(grid_data(**changes)))
+
+
+def test_the_plan_run_last_decides_what_the_report_shows(tmp_path: Path) -> None:
+    store = Store.create(str(tmp_path / "results"))
+    first, second = plan_of(), plan_of(audit={"pairs": 4, "forget_sets": 4})
+    for plan in (first, second, first):
+        plans.remember(store, plan)
+    [cell] = plans.recall(store)
+    keys = [key for key in cell.retrains if key[0] == "audit"]
+    assert {index for _, _, index in keys} == {0, 1}
+    assert len(keys) == 16
+
+
+def test_a_damaged_plan_is_named_and_the_next_run_writes_it_again(tmp_path: Path) -> None:
+    store = Store.create(str(tmp_path / "results"))
+    plans.remember(store, plan_of())
+    [name] = store.files("plans", ".json")
+    store.write(name, store.read(name)[:200])
+    assert plans.recall(store) == []
+    assert store.damaged == [name]
+    plans.remember(store, plan_of())
+    assert len(plans.recall(store)) == 1
+
+
+def test_audits_computed_around_a_damaged_part_are_not_kept(
+    lethe: Lethe, write_grid: WriteGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = write_grid(seeds=1, audit=None)
+    results = grid.parent / "results"
+    assert lethe("run", grid, "--results", results, "--inline").returncode == 0
+    for part in (results / "audits").glob("*.parquet"):
+        part.unlink()
+    store = Store.open(str(results))
+    store.note_damage("scores/some.parquet")
+    audit.write(store, plans.recall(store))
+    assert store.files("audits") == []
+    whole = Store.open(str(results))
+    audit.write(whole, plans.recall(whole))
+    assert len(whole.files("audits")) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/full").exists(), reason="mounts need root")
+def test_a_full_disk_is_one_line_and_the_run_resumes(
+    lethe: Lethe, write_grid: WriteGrid, tmp_path: Path
+) -> None:
+    import subprocess
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", disk], check=False)
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        grid = write_grid(audit=None)
+        full = lethe("run", grid, "--results", disk / "results", "--inline")
+        assert full.returncode == 2
+        assert "No space left on device" in full.stderr
+        assert "Traceback" not in full.stderr
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        again = lethe("run", grid, "--results", disk / "results", "--inline")
+        assert again.returncode == 0, again.stderr
+        assert json.loads(lethe("status", "--results", disk / "results", "--json").stdout)["done"] == 6
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_dataset_or_a_cluster_that_is_missing_leaves_no_trace(lethe: Lethe, write_grid: WriteGrid) -> None:
+    grid = write_grid(datasets=["cifar10"], audit=None)
+    results = grid.parent / "results"
+    missing = lethe("run", grid, "--results", results, "--inline")
+    assert missing.returncode == 2
+    assert "lethe prepare cifar10" in missing.stderr
+    assert not results.exists()
+    nobody = lethe("run", write_grid(), "--results", results, "--address", "127.0.0.1:1")
+    assert nobody.returncode == 2
+    assert len(nobody.stderr.strip().splitlines()) == 1, nobody.stderr
+    assert not results.exists()
+
+
+def test_an_unwritable_report_is_one_line(lethe: Lethe, write_grid: WriteGrid) -> None:
+    grid = write_grid(audit=None)
+    Store.create(str(grid.parent / "results"))
+    (grid.parent / "file").write_text("")
+    done = lethe("report", "--out", grid.parent / "file" / "x.html")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
