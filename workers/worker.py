@@ -22,7 +22,6 @@ from torch.nn.functional import cross_entropy
 
 from methods.base import fit, plugin, sgd
 from workers.data import DeviceDataset, View
-from workers.evaluate import evaluate
 from workers.run_task import Base, Outcome, build, generator, run_task, seeded
 
 WARM_UP_SAMPLES = 512
@@ -101,7 +100,8 @@ class Worker:
                 lambda images, labels, _: cross_entropy(model(images), labels),
                 epochs=1,
             )
-            evaluate(model, dataset)
+            with torch.inference_mode():
+                model.eval()(dataset.normalised(dataset.images[:WARM_UP_SAMPLES]))
 
     def base(self, task_id: str) -> Base:
         """The base model, from the device or from the weights that came with the task."""
