@@ -64,6 +64,7 @@ class Runner:
 
     name: str
     actor: Any
+    starting: Any  # a reference that is there once the actor has started; None from then on
     queue: deque[InFlight] = field(default_factory=deque)
     since: float = 0.0  # when the first in the queue became so
 
@@ -152,7 +153,7 @@ class _Driver:
     def _new_runner(self) -> Runner:
         self.made += 1
         actor = self.actor_class.options(num_cpus=self.cpus, num_gpus=self.gpus).remote(self.data)
-        return Runner(f"actor-{self.made}", actor)
+        return Runner(f"actor-{self.made}", actor, actor.holds.remote())
 
     def _samples(self, dataset: str) -> dict[str, Any]:
         try:
@@ -259,10 +260,17 @@ class _Driver:
     def _stop_overdue(self) -> None:
         """Kill the actor of each task that is over its time limit; that task ends as `timeout`."""
         for runner in list(self.runners):
-            if runner.queue and time.monotonic() - runner.since > self.limit_s:
+            if runner.queue and self._started(runner) and time.monotonic() - runner.since > self.limit_s:
                 flight = runner.queue.popleft()
                 self._replace(runner)
                 self.session.failed(flight.task, "timeout", f"longer than {self.limit_s:g} s", runner.name)
+
+    @staticmethod
+    def _started(runner: Runner) -> bool:
+        """Whether the actor runs; the clock of its first task starts then, not while a node is awaited."""
+        if runner.starting is not None and ray.wait([runner.starting], timeout=0)[0]:
+            runner.starting, runner.since = None, time.monotonic()
+        return runner.starting is None
 
     def _replace(self, runner: Runner, *, fewer: bool = False) -> None:
         """Put a new actor in the place of one, or none if there shall be fewer; its waiting tasks go back."""

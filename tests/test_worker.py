@@ -255,4 +255,3 @@ def test_a_loss_that_is_not_finite_is_a_result(worker: Worker) -> None:
 
 def test_a_worker_on_a_cpu_uses_one_thread(worker: Worker) -> None:
     assert torch.get_num_threads() == 1
-    assert workers.os.getpid() == worker.process_id()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import socket
 from collections import OrderedDict
@@ -63,9 +62,6 @@ class Worker:
     def holds(self) -> list[str]:
         """The bases that are on the device."""
         return list(self._bases)
-
-    def process_id(self) -> int:
-        return os.getpid()
 
     def samples(self, name: str) -> dict[str, Any]:
         """Labels, pool size and sample hashes of a dataset, for the table samples."""
