@@ -13,7 +13,6 @@ import torch
 from orchestrator.config import Grid
 from orchestrator.plan import Task, make_plan
 from tests.conftest import grid_data
-from workers import worker as workers
 from workers.designs import FORGET, RETAIN, unpack
 from workers.run_task import Outcome
 from workers.worker import Worker
