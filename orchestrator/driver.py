@@ -1,5 +1,4 @@
-"""Runs a session on Ray: long-lived actors, a bounded window for each, retries by kind of failure. Only ray
-user.
+"""Runs a session on Ray: long-lived actors, a bounded window for each, retries by kind of failure.
 
 An actor holds its datasets and hot bases, so unlearn tasks go to the actor that has their base; when another
 actor takes one over, the weights reach it through Ray's object store. A task is a pure function of its id:
@@ -139,8 +138,7 @@ class _Driver:
 
     def run(self) -> None:
         try:
-            for dataset in self.session.datasets():
-                self.session.write_samples(dataset, self._samples(dataset))
+            self.session.load_datasets(self._samples)
             while self._fill():
                 self._collect()
                 self._stop_overdue()
@@ -207,7 +205,8 @@ class _Driver:
             outcome.weights = ray.get(flight.weights) if flight.task.kind == "base" else None
         except RayTaskError as error:  # the worker itself failed, which it never should
             runner.queue.popleft()
-            self.session.failed(flight.task, "bug", " ".join(str(error).split())[-300:], runner.name)
+            runner.since = time.monotonic()
+            self._fail(runner, flight.task, "bug", " ".join(str(error).split())[-300:])
             return
         except RayError as error:  # an actor, a node or an object is lost
             hungry = isinstance(error, OutOfMemoryError) or "OutOfMemory" in str(error)
@@ -224,6 +223,15 @@ class _Driver:
         if outcome.weights is not None:
             self.weights[task.id] = flight.weights
         self.session.finished(task, outcome, runner.name, self._retries(task))
+        self._drop_weights(task)
+
+    def _fail(self, runner: Runner, task: Task, status: str, reason: str) -> None:
+        """Record a task whose worker gave no outcome."""
+        self.session.failed(task, status, reason, runner.name, self._retries(task))
+        self._drop_weights(task)
+
+    def _drop_weights(self, task: Task) -> None:
+        """Let the weights of the task's base go if this was the last one to need them."""
         base = task.base or task.id
         if not self.schedule.needs(base):
             self.weights.pop(base, None)
@@ -242,7 +250,7 @@ class _Driver:
         if counts[flight.task.id] > allowed:
             counts[flight.task.id] = allowed
             text = f"{allowed + 1} workers in a row: {' '.join(reason.split())[:300]}"
-            self.session.failed(flight.task, kind, text, runner.name, self._retries(flight.task))
+            self._fail(runner, flight.task, kind, text)
             return
         self.session.progress.retries += 1
         self.schedule.put_back(flight.task)
@@ -263,7 +271,7 @@ class _Driver:
             if runner.queue and self._started(runner) and time.monotonic() - runner.since > self.limit_s:
                 flight = runner.queue.popleft()
                 self._replace(runner)
-                self.session.failed(flight.task, "timeout", f"longer than {self.limit_s:g} s", runner.name)
+                self._fail(runner, flight.task, "timeout", f"longer than {self.limit_s:g} s")
 
     @staticmethod
     def _started(runner: Runner) -> bool:

@@ -44,35 +44,36 @@ class Ended:
 
 def run_grid(grid: Grid, options: Options) -> Ended:
     """Run what is left of a grid and audit it; see `lethe run`."""
-    fresh = Store.open_if_any(options.results) is None
-    store = Store.create(options.results)
-    try:
-        return _run_in(store, grid, options)
-    except UserError:
-        if fresh:
-            store.discard()  # a dataset or the cluster is not there: leave no trace
-        raise
-
-
-def _run_in(store: Store, grid: Grid, options: Options) -> Ended:
     started = time.monotonic()
     plan = make_plan(grid)
+    fresh = Store.open_if_any(options.results) is None
+    store = Store.create(options.results)
     with Lock(store) as lock, Display() as display:
-        plans.remember(store, plan)
-        with Session(
-            plan,
-            store,
-            lock,
-            display,
-            retry=options.retry,
-            limit=options.limit,
-            keep_models=options.keep_models,
-        ) as session:
-            _run(session, options)
-        audit.write(store, plan.cells)
+        try:
+            session = _run_session(plan, store, lock, display, options)
+        except UserError:
+            if fresh:
+                store.discard()  # a dataset or the cluster is not there: leave no trace
+            raise
+        audit.write(store, plans.recall(store))
         session.note(store.set_aside())
         display(session.progress)
     return _ended(plan, store, session.progress.finished, time.monotonic() - started)
+
+
+def _run_session(plan: Plan, store: Store, lock: Lock, display: Display, options: Options) -> Session:
+    plans.remember(store, plan)
+    with Session(
+        plan,
+        store,
+        lock,
+        display,
+        retry=options.retry,
+        limit=options.limit,
+        keep_models=options.keep_models,
+    ) as session:
+        _run(session, options)
+    return session
 
 
 def _run(session: Session, options: Options) -> None:

@@ -34,7 +34,6 @@ class Progress:
 
     total: int = 0
     done: int = 0
-    already: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     running: int = 0
     retries: int = 0
@@ -71,7 +70,7 @@ class Session:
         aside = store.set_aside()
         self._attempts = {row["task_id"]: row["attempt"] for row in ledger}
         self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
-        self.progress = Progress(total=self.schedule.total, already=len(plan.tasks) - self.schedule.total)
+        self.progress = Progress(total=self.schedule.total)
         self.note(aside)
         self._rows: list[dict[str, Any]] = []
         self._scores: dict[str, list[dict[str, Any]]] = {}
@@ -174,9 +173,11 @@ class Session:
         self._to_delete.clear()
         self.lock.beat()
 
-    def datasets(self) -> list[str]:
-        """The datasets of the tasks that still have to run."""
-        return self.plan.grid.datasets if self.schedule.total else []
+    def load_datasets(self, load: Callable[[str], dict[str, Any]]) -> None:
+        """Write the table samples of all datasets of the grid; nothing is written if one cannot be loaded."""
+        loaded = {name: load(name) for name in self.plan.grid.datasets}
+        for name, facts in loaded.items():
+            self.write_samples(name, facts)
 
     def write_samples(self, dataset: str, facts: dict[str, Any]) -> None:
         """Write the table samples of a dataset once; refuse data that differ from those of earlier runs."""

@@ -202,7 +202,10 @@ class Store:
             self.damaged.append(name)
 
     def discard(self) -> None:
-        """Take back a store in which nothing was run."""
+        """Take back a store that holds its marker, its lock and plans; one that holds more stays."""
+        entries = self.fs.get_file_info(fs.FileSelector(self.root))
+        if {entry.base_name for entry in entries} - {MARKER, "LOCK", "plans"}:
+            return
         for name in (MARKER, "LOCK", *self.files("plans", ".json")):
             self.delete(name)
         for folder in ("plans", ""):

@@ -12,7 +12,10 @@ import pytest
 
 from orchestrator import audit, plans
 from orchestrator.config import Grid
+from orchestrator.errors import UserError
+from orchestrator.lock import Lock
 from orchestrator.plan import make_plan
+from orchestrator.runner import Options, run_grid
 from orchestrator.store import Store
 from tests.conftest import Lethe, grid_data
 
@@ -108,3 +111,31 @@ def test_an_unwritable_report_is_one_line(lethe: Lethe, write_grid: WriteGrid) -
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_store_that_holds_more_than_a_plan_is_never_taken_back(tmp_path: Path) -> None:
+    store = Store.create(str(tmp_path / "results"))
+    plans.remember(store, plan_of())
+    store.write("samples/dataset=digits/part.parquet", b"")
+    store.discard()
+    assert Store.open(store.uri).files("plans", ".json")
+
+
+def test_of_two_datasets_the_missing_one_leaves_no_trace(lethe: Lethe, write_grid: WriteGrid) -> None:
+    grid = write_grid(datasets=["digits", "cifar10"], audit=None)
+    results = grid.parent / "results"
+    assert lethe("run", grid, "--results", results, "--inline").returncode == 2
+    assert not results.exists()
+
+
+def test_a_driver_that_is_refused_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two drivers find a new folder at the same moment; the one without the lock must not undo the other."""
+    results = str(tmp_path / "results")
+    store = Store.create(results)
+    plan = plan_of()
+    monkeypatch.setattr(Store, "open_if_any", classmethod(lambda cls, uri: None))
+    with Lock(store):
+        plans.remember(store, plan)
+        with pytest.raises(UserError, match="nothing was run"):
+            run_grid(plan.grid, Options(results, "data", address=None))
+    assert Store.open(results).files("plans", ".json")
