@@ -48,6 +48,7 @@ class Data(Protocol):
     """
 
     num_classes: int
+    forget_classes: tuple[int, ...]  # the classes of which every training sample is to be forgotten
     device: torch.device
     rng: torch.Generator  # on the device, seeded by the task: every random draw of a method comes from it
 
@@ -60,16 +61,31 @@ class Data(Protocol):
     def retain_sample(self, batch_size: int) -> Iterable[Batch]:
         """A random subset of the retain set of the forget set's size."""
 
+    def codes(self) -> Tensor:
+        """The mnemonic codes the base was trained with: float (C, channels, height, width)."""
+
 
 @dataclass(frozen=True)
 class Method:
-    """An unlearning method. Subclasses add hyper-parameters as fields and say what they read in `needs`."""
+    """An unlearning method. Subclasses add hyper-parameters as fields; what they declare are literals, since
+    plans read it from the source.
+
+    needs: what it reads, of retain, forget, val and codes. scope: the forget sets it is made for, 'random'
+    (any samples), 'class' (all samples of some classes) or 'both'. training: the training recipe of the bases
+    it starts from, 'plain' or one that changes training for the sake of later deletions ('mnemonic').
+    cost: formulas in the hyper-parameters and in retain_size, forget_size and val_size for the passes over
+    'retain', 'forget' and 'val', a pass being as many samples read as the set has, and for the further
+    'copies' of the model that are held at once. What is left out is 0.
+    """
 
     name: ClassVar[str]
     label: ClassVar[str]
     paper: ClassVar[str]
     version: ClassVar[int]
     needs: ClassVar[tuple[str, ...]]
+    scope: ClassVar[str] = "both"
+    training: ClassVar[str] = "plain"
+    cost: ClassVar[dict[str, str]]
 
     def unlearn(self, model: nn.Module, data: Data) -> nn.Module:
         """The unlearned model. `model`, a private copy of the base in training mode, may be changed."""

@@ -8,6 +8,9 @@ test keeps the reading equal to what an import gives.
 from __future__ import annotations
 
 import ast
+import math
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,6 +24,9 @@ FOLDERS = {
     "forget": "workers/forget",
     "attacks": "attacks",
 }
+
+
+COSTS = ("retain", "forget", "val", "copies")
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,35 @@ class Plugin:
     @property
     def version(self) -> int:
         return int(self.constants["version"])
+
+    # ---- methods and forget recipes -----------------------------------------------------------------------
+
+    @property
+    def scope(self) -> str:
+        """A method's: which forget sets it is made for. A forget recipe's: what it forgets."""
+        return str(self.constants.get("scope", "both"))
+
+    @property
+    def training(self) -> str:
+        """The training recipe of the bases a method starts from."""
+        return str(self.constants.get("training", "plain"))
+
+    @property
+    def access(self) -> str:
+        """What a method must be given: full_access (training data), forget_only, zero_data, and
+        changed_training where bases have to be trained for it.
+        """
+        if self.training != "plain":
+            return "changed_training"
+        read = set(self.constants.get("needs", ())) & {"retain", "forget", "val"}
+        return "zero_data" if not read else "forget_only" if read == {"forget"} else "full_access"
+
+    def cost(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Passes over retain, forget and val and further copies of the model (COSTS), from a method's
+        formulas. values: its hyper-parameters, retain_size, forget_size and val_size.
+        """
+        formulas = self.constants["cost"]
+        return {name: formula(formulas.get(name, "0"), values) for name in COSTS}
 
 
 @cache
@@ -110,3 +145,37 @@ def training_version() -> int:
     """The version of the training loop's behaviour, part of the id of every trained model."""
     tree = ast.parse((ROOT / "workers" / "train.py").read_text(encoding="utf-8"))
     return int(_constants(tree.body)["version"])
+
+
+# ---- formulas --------------------------------------------------------------------------------------------
+
+_OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_FUNCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max, "ceil": math.ceil, "floor": math.floor}
+
+
+def formula(text: str, values: Mapping[str, float]) -> float:
+    """The value of an arithmetic formula in named values: + − * /, min, max, ceil, floor, `a if b else c`.
+
+    ValueError for a name that is not given and for anything else Python can say.
+    """
+
+    def of(node: ast.expr) -> float:
+        match node:
+            case ast.Constant(int() | float() as number):
+                return float(number)
+            case ast.Name(name) if name in values:
+                return float(values[name])
+            case ast.BinOp(left, kind, right) if type(kind) in _OPERATORS:
+                return _OPERATORS[type(kind)](of(left), of(right))
+            case ast.IfExp(test, yes, no):
+                return of(yes) if of(test) else of(no)
+            case ast.Call(ast.Name(name), arguments, []) if name in _FUNCTIONS:
+                return float(_FUNCTIONS[name](*map(of, arguments)))
+        raise ValueError(f"{text!r}: {ast.unparse(node)!r} is no arithmetic of {', '.join(values)}")
+
+    return of(ast.parse(text, mode="eval").body)

@@ -39,6 +39,9 @@ RUNS = (
         "forget", _text, "", "forget recipe with its parameters; empty for a base, which no forget set made"
     ),
     Column("method", _text, "", "name of the method; empty for base and retrain"),
+    Column(
+        "training", _text, "", "training recipe of the model or of the base it was made of: plain or mnemonic"
+    ),
     Column("seed", _i32, "", "main track: the seed of the grid; audit track: the number of the base"),
     Column("design", _text, "", "key into the table designs"),
     Column("forget_index", _i16, "", "audit track: which forget set of its base; -1 elsewhere"),
@@ -46,6 +49,7 @@ RUNS = (
     Column("spec", _text, "", "canonical JSON of all parameters; its hash is task_id"),
     Column("status", _text, "", "how the task ended: " + ", ".join(STATUSES)),
     Column("reason", _text, "", "why a task that is not done ended so"),
+    Column("warnings", _text, "", "what the method warned of, one line each"),
     Column("log", _text, "", "file with the details of a failure, relative to the results folder"),
     Column("attempt", _i32, "", "1 for the first row of a task; the highest attempt counts"),
     Column(
@@ -58,11 +62,21 @@ RUNS = (
     Column("fa", _f64, "fraction", "accuracy on the forget set"),
     Column("va", _f64, "fraction", "accuracy on the validation set"),
     Column("ta", _f64, "fraction", "accuracy on the test set"),
+    Column(
+        "ef", _f64, "fraction", "E_F: error on the test samples of classes that were forgotten as a whole"
+    ),
+    Column("ar", _f64, "fraction", "A_R: accuracy on the test samples of the other classes"),
     Column("retain_loss", _f64, "nats", "mean cross-entropy on the retain set"),
     Column("forget_loss", _f64, "nats", "mean cross-entropy on the forget set"),
     Column("val_loss", _f64, "nats", "mean cross-entropy on the validation set"),
     Column("test_loss", _f64, "nats", "mean cross-entropy on the test set"),
     Column("wall_s", _f64, "s", "training or unlearning alone, device synchronised before and after"),
+    Column(
+        "prepaid_s",
+        _f64,
+        "s",
+        "paid before the deletion request: training of the base, where a method changes training; else null",
+    ),
     Column("evaluate_s", _f64, "s", "the evaluation pass"),
     Column(
         "peak_memory_mib",
@@ -140,6 +154,7 @@ AUDITS = (
     Column("forget", _text, "", "forget recipe with its parameters"),
     Column("kind", _text, "", "base, retrain or unlearn"),
     Column("method", _text, "", "name of the method; empty for base and retrain"),
+    Column("training", _text, "", "training recipe of the models: plain, or mnemonic(t_mix=…)"),
     Column("hyperparameters", _text, "", "JSON of the method's hyper-parameters; empty for base and retrain"),
     Column("attack", _text, "", "name of the attack"),
     Column("attack_version", _i16, "", "version of the attack's code"),

@@ -190,7 +190,8 @@ class Store:
                 metadata = parquet.schema_arrow.metadata or {}
                 if metadata.get(b"lethe_table", b"").decode() != table:
                     raise pa.ArrowInvalid("not a part of this table")
-                return parquet.read(columns=wanted.names).select(wanted.names).cast(wanted)
+                there = [name for name in wanted.names if name in parquet.schema_arrow.names]
+                return _filled(parquet.read(columns=there), wanted)
         except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the file system failed, which says nothing about the part
@@ -309,6 +310,17 @@ def _latest(table: pa.Table) -> pa.Table:
     ids = table["task_id"].take(order).combine_chunks().to_numpy(zero_copy_only=False)
     first = np.concatenate([[True], ids[1:] != ids[:-1]])
     return table.take(pc.filter(order, pa.array(first)))
+
+
+def _filled(table: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """The wanted columns; one that did not exist yet when the part was written is null."""
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in wanted
+    ]
+    return pa.Table.from_arrays(columns, schema=wanted) if columns else wanted.empty_table()
 
 
 def _collect(

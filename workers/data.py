@@ -128,9 +128,11 @@ class UnlearnData:
         rng: torch.Generator,
         *,
         augment: bool,
+        codes: Tensor | None = None,
     ) -> None:
         self.num_classes, self.device, self.rng = dataset.num_classes, dataset.device, rng
-        self._needs = needs
+        self.forget_classes = whole_classes(dataset.host_labels, sets["retain"], sets["forget"])
+        self._needs, self._codes = needs, codes
         self._views = {name: View(dataset, index, rng, augment=augment) for name, index in sets.items()}
         joined = np.concatenate([sets["retain"], sets["forget"]])
         self._views["union"] = View(dataset, joined, rng, augment=augment)
@@ -159,6 +161,13 @@ class UnlearnData:
         self._allow("forget")
         return self._pairs("retain", batch_size, limit=len(self._views["forget"]))
 
+    def codes(self) -> Tensor:
+        """The mnemonic codes the base was trained with: float32 (C, channels, height, width)."""
+        self._allow("codes")
+        if self._codes is None:
+            raise ValueError("the base was trained without mnemonic codes, and the method reads them")
+        return self._codes
+
     def _pairs(self, name: str, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         self._allow(name)
         if not len(self._views[name]):
@@ -168,7 +177,12 @@ class UnlearnData:
 
     def _allow(self, name: str) -> None:
         if name not in self._needs:
-            raise PermissionError(f"the method reads the {name} set but `needs` is {self._needs}")
+            raise PermissionError(f"the method reads {name} but `needs` is {self._needs}")
+
+
+def whole_classes(labels: np.ndarray, retain: np.ndarray, forget: np.ndarray) -> tuple[int, ...]:
+    """The classes that occur among the forgotten samples and not among the retained ones (index arrays)."""
+    return tuple(np.setdiff1d(labels[forget], labels[retain]).tolist())
 
 
 def _sample_hashes(images: np.ndarray, labels: np.ndarray) -> list[bytes]:

@@ -69,3 +69,14 @@ def summary(scores: Scores, states: np.ndarray) -> dict[str, float | None]:
         row[accuracy] = float(scores.correct[mask].mean()) if mask.any() else None
         row[f"{name}_loss"] = float(loss[mask].mean()) if mask.any() else None
     return row
+
+
+def class_summary(scores: Scores, test_labels: np.ndarray, classes: tuple[int, ...]) -> dict[str, float]:
+    """E_F and A_R (arXiv 2306.05670) as columns of `runs`: error on the test samples of the forgotten classes
+    and accuracy on those of the others; empty where no whole class was forgotten.
+    """
+    correct = scores.correct[len(scores.correct) - len(test_labels) :]
+    gone = np.isin(test_labels, classes)
+    if not gone.any() or gone.all():
+        return {}
+    return {"ef": 1 - float(correct[gone].mean()), "ar": float(correct[~gone].mean())}

@@ -10,6 +10,7 @@ import json
 import resource
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,14 +18,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import save
-from torch import nn
+from safetensors.torch import load, save
+from torch import Tensor, nn
 
 from methods.base import PRECISION, Diverged, Method, plugin
 from workers import designs
-from workers.data import DeviceDataset, UnlearnData, View
-from workers.evaluate import Scores, evaluate, summary
+from workers.data import DeviceDataset, UnlearnData, View, whole_classes
+from workers.evaluate import Scores, class_summary, evaluate, summary
+from workers.mnemonic import MnemonicView, draw_codes
 from workers.train import Recipe, train
+
+CODES = ".mnemonic_codes"
 
 
 class TimeLimit(Exception):
@@ -54,6 +58,8 @@ class Base:
     model: nn.Module
     members_sha256: str
     weights_sha256: str
+    train_s: float
+    codes: Tensor | None = None
 
 
 class Bench(Protocol):
@@ -103,17 +109,21 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
     recipe = Recipe(**spec["training"])
     with seeded(spec["seeds"]["init"], bench.device):
         model = build(spec, dataset).to(bench.device)
-        view = View(
-            dataset, trained_on, generator(spec["seeds"]["order"], bench.device), augment=recipe.augment
-        )
+        order = generator(spec["seeds"]["order"], bench.device)
+        view: Any = View(dataset, trained_on, order, augment=recipe.augment)
+        codes = None
+        if recipe.mnemonic is not None:
+            lottery = generator(spec["seeds"]["codes"], bench.device)
+            codes = draw_codes(dataset.num_classes, dataset.images.shape[1:], lottery)
+            view = MnemonicView(view, codes, recipe.mnemonic["t_mix"], lottery)
         with Stopwatch(bench.device) as watch:
             train(model, view, recipe)
     outcome = _evaluated(task, model, design, watch, bench)
     outcome.row["members_sha256"] = index_hash(dataset, trained_on)
     if spec["kind"] == "base":
-        outcome.weights = pack_weights(model, outcome.row["members_sha256"])
-        outcome.row["weights_sha256"] = hashlib.sha256(outcome.weights).hexdigest()
-        base = Base(model, outcome.row["members_sha256"], outcome.row["weights_sha256"])
+        base = Base(model, outcome.row["members_sha256"], weights_hash(model, codes), watch.seconds, codes)
+        outcome.weights = pack_base(base)
+        outcome.row["weights_sha256"] = base.weights_sha256
         bench.keep(task["id"], base)
     return outcome
 
@@ -129,11 +139,17 @@ def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
     method = plugin("methods", spec["method"]["name"])(**spec["method"]["hyperparameters"])
     sets = {"retain": design.retain, "forget": design.forget, "val": design.val}
     rng = generator(spec["seeds"]["unlearn"], bench.device)
-    data = UnlearnData(dataset, sets, method.needs, rng, augment=spec["augment"])
-    with seeded(spec["seeds"]["unlearn"], bench.device):
+    data = UnlearnData(dataset, sets, method.needs, rng, augment=spec["augment"], codes=base.codes)
+    with seeded(spec["seeds"]["unlearn"], bench.device), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
         model, watch = unlearn(method, base.model, data, spec["precision"])
     outcome = _evaluated(task, model, design, watch, bench)
-    outcome.row |= {"members_sha256": base.members_sha256, "weights_sha256": base.weights_sha256}
+    outcome.row |= {
+        "members_sha256": base.members_sha256,
+        "weights_sha256": base.weights_sha256,
+        "prepaid_s": base.train_s if method.training != "plain" else None,
+        "warnings": "\n".join(dict.fromkeys(str(warning.message) for warning in told)),
+    }
     return outcome
 
 
@@ -163,6 +179,7 @@ def _evaluated(
     outcome = Outcome(task["id"], "done", design=design.row())
     with Stopwatch(bench.device) as evaluation:
         outcome.scores = evaluate(model, design.dataset)
+    test_labels = design.dataset.host_labels[design.dataset.n_pool :]
     outcome.row = summary(outcome.scores, design.states) | {
         "wall_s": watch.seconds,
         "evaluate_s": evaluation.seconds,
@@ -170,6 +187,7 @@ def _evaluated(
         "design": design.id,
         "dataset_sha256": design.dataset.sha256,
     }
+    outcome.row |= class_summary(outcome.scores, test_labels, design.forget_classes)
     return outcome
 
 
@@ -194,6 +212,11 @@ class Design:
     retain = property(lambda self: np.flatnonzero(self.states == designs.RETAIN))
     forget = property(lambda self: np.flatnonzero(self.states == designs.FORGET))
     val = property(lambda self: np.flatnonzero(self.states == designs.VAL))
+
+    @property
+    def forget_classes(self) -> tuple[int, ...]:
+        """The classes that are forgotten as a whole."""
+        return whole_classes(self.dataset.host_labels, self.retain, self.forget)
 
     @property
     def members(self) -> np.ndarray:
@@ -264,10 +287,38 @@ def index_hash(dataset: DeviceDataset, index: np.ndarray) -> str:
     return hashlib.sha256(b"".join(dataset.sample_sha256[i] for i in index)).hexdigest()
 
 
-def pack_weights(model: nn.Module, members_sha256: str) -> bytes:
-    """The weights as safetensors bytes; the hash of the training indices travels with them."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return save(state, metadata={"members_sha256": members_sha256})
+def weights_hash(model: nn.Module, codes: Tensor | None) -> str:
+    """SHA-256 of all tensors of a model and its codes, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_tensors(model, codes).items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(model: nn.Module, codes: Tensor | None) -> dict[str, Tensor]:
+    """What of a base is saved, on the host. A dot in front keeps the codes apart from all weights."""
+    tensors = dict(model.state_dict()) | ({} if codes is None else {CODES: codes})
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def pack_base(base: Base) -> bytes:
+    """A base as safetensors bytes; the hash of its training indices and its seconds travel with it."""
+    facts = {"members_sha256": base.members_sha256, "train_s": repr(base.train_s)}
+    return save(_tensors(base.model, base.codes), metadata=facts)
+
+
+def unpack_base(data: bytes, model: nn.Module, device: torch.device) -> Base:
+    """The inverse of `pack_base`; `model` is a fresh one of the same architecture."""
+    tensors = load(data)
+    codes = tensors.pop(CODES, None)
+    model.load_state_dict(tensors)
+    size = int.from_bytes(data[:8], "little")  # a JSON header stands behind its length
+    facts = json.loads(data[8 : 8 + size])["__metadata__"]
+    hashed = weights_hash(model, codes)
+    codes = None if codes is None else codes.to(device)
+    return Base(
+        model.to(device).eval(), facts["members_sha256"], hashed, float(facts.get("train_s", "nan")), codes
+    )
 
 
 def canonical(value: Any) -> str:

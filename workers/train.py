@@ -4,14 +4,15 @@ too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from methods.base import PRECISION, SCHEDULES, adam, fit, sgd
-from workers.data import View
+from workers.data import Batch
 
 version = 1  # part of the id of every trained model: raise it when training behaves differently
 
@@ -30,9 +31,16 @@ class Recipe:
     augment: bool
     precision: str
     version: int
+    mnemonic: dict[str, Any] | None = None  # t_mix and version; None for training without codes
 
 
-def train(model: nn.Module, view: View, recipe: Recipe) -> None:
+class Batches(Protocol):
+    """What is trained on: a View, or a MnemonicView of one."""
+
+    def batches(self, batch_size: int) -> Iterable[Batch]: ...
+
+
+def train(model: nn.Module, view: Batches, recipe: Recipe) -> None:
     """Minimise the mean cross-entropy over `view`, in place; Diverged when a loss is not finite."""
     model.train()
     if recipe.optimizer == "adam":

@@ -6,7 +6,6 @@ orchestrator/driver.py makes a Ray actor of it, orchestrator/inline.py uses it i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import socket
@@ -16,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load
 from torch.nn.functional import cross_entropy
 
 from methods.base import fit, plugin, sgd
 from workers.data import DeviceDataset, View
-from workers.run_task import Base, Outcome, build, generator, run_task, seeded
+from workers.run_task import Base, Outcome, build, generator, run_task, seeded, unpack_base
 
 WARM_UP_SAMPLES = 512
 
@@ -104,7 +102,9 @@ class Worker:
         if task_id not in self._bases:
             if self._offered is None or self._offered[0] != task_id:
                 raise LookupError(f"base {task_id} is not on this worker and no weights came with it")
-            self.keep(task_id, self._unpack(*self._offered[1:]))
+            _, weights, spec = self._offered
+            model = build(spec, self.dataset(spec["dataset"]["name"]))
+            self.keep(task_id, unpack_base(weights, model, self.device))
         self._bases.move_to_end(task_id)
         return self._bases[task_id]
 
@@ -113,18 +113,3 @@ class Worker:
         self._bases[task_id] = base
         while len(self._bases) > self._hot:
             self._bases.popitem(last=False)
-
-    def _unpack(self, weights: bytes, spec: dict[str, Any]) -> Base:
-        model = build(spec, self.dataset(spec["dataset"]["name"]))
-        model.load_state_dict(load(weights))
-        return Base(
-            model.to(self.device).eval(),
-            _metadata(weights)["members_sha256"],
-            hashlib.sha256(weights).hexdigest(),
-        )
-
-
-def _metadata(weights: bytes) -> dict[str, str]:
-    """The metadata of safetensors bytes: a JSON header behind its length (8 bytes, little endian)."""
-    size = int.from_bytes(weights[:8], "little")
-    return dict(json.loads(weights[8 : 8 + size])["__metadata__"])

@@ -21,6 +21,7 @@ class Cifar10:
     paper = "Krizhevsky 2009"
     version = 1
     num_classes = 10
+    pool_size = 50000
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2023, 0.1994, 0.2010)
     augment_pad = 4

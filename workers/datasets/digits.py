@@ -23,6 +23,7 @@ class Digits:
     paper = "UCI 80"
     version = 1
     num_classes = 10
+    pool_size = 1437
     mean = (0.288,)
     std = (0.354,)
     augment_pad = 0

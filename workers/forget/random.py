@@ -22,6 +22,7 @@ class Random:
     label = "random samples"
     paper = "arXiv:2410.01276"
     version = 1
+    scope = "random"
 
     fraction: float = hp(0.1, 0.0001, 0.9)
 
