@@ -180,7 +180,7 @@ def test_a_set_that_is_not_in_needs_is_out_of_reach_before_the_first_batch(missi
     data = unlearn_data(tuple(name for name in ALL if name != missing))
     reads = {"retain": ("retain", "union", "retain_sample"), "forget": ("forget", "union", "retain_sample")}
     for reader in reads.get(missing, (missing,)):
-        with pytest.raises(PermissionError, match=f"reads the {missing} set but `needs` is"):
+        with pytest.raises(PermissionError, match=f"reads {missing} but `needs` is"):
             getattr(data, reader)(8)
 
 
