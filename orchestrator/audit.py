@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from attacks import population_loss, ulira
 from attacks.scores import loss_from_phi
 from orchestrator.keys import canonical, digest
 from orchestrator.plan import PLAIN, Cell, Key, References
 from orchestrator.store import Store, new_part, score_folder
-from workers.designs import FORGET, RETAIN, unpack, whole_classes
+from workers.designs import FORGET, unpack
 
 COLUMNS = ("task_id", "kind", "dataset", "architecture", "method", "design", "status", "part")
 
@@ -82,9 +83,9 @@ class Reader:
         self.store = store
         table = store.runs(COLUMNS)
         self.runs: dict[str, dict[str, Any]] = {row["task_id"]: row for row in table.to_pylist()}
-        designs = store.read_table("designs", ["design", "n_pool", "states"]).to_pylist()
+        designs = store.read_table("designs", ["design", "forget_classes", "n_pool", "states"]).to_pylist()
         self._designs = {row["design"]: row for row in designs}
-        self._labels: dict[str, np.ndarray] = {}
+        self._test_labels: dict[str, np.ndarray] = {}
 
     def done(self, task: str) -> bool:
         return task in self.runs and self.runs[task]["status"] == "done"
@@ -109,12 +110,19 @@ class Reader:
             return None
         return np.asarray(unpack(row["states"], row["n_pool"]))
 
-    def labels(self, dataset: str) -> np.ndarray:
-        """The classes (samples,) of a dataset, the pool first."""
-        if dataset not in self._labels:
-            table = self.store.read_table("samples", ["sample_id", "label"], f"dataset={dataset}")
-            self._labels[dataset] = table.sort_by("sample_id")["label"].to_numpy()
-        return self._labels[dataset]
+    def forgotten_classes(self, task: str) -> np.ndarray | None:
+        """Which test samples (test,) are of classes that a finished task's design forgets as a whole; None
+        if it forgets none so. Empty if the table samples is lost.
+        """
+        classes = self._designs[self.runs[task]["design"]]["forget_classes"]
+        if not classes:
+            return None
+        dataset = self.runs[task]["dataset"]
+        if dataset not in self._test_labels:
+            table = self.store.read_table("samples", ["sample_id", "split", "label"], f"dataset={dataset}")
+            test = table.sort_by("sample_id").filter(pc.field("split") == "test")
+            self._test_labels[dataset] = test["label"].to_numpy()
+        return np.isin(self._test_labels[dataset], classes)
 
 
 def write(store: Store, cells: list[Cell]) -> None:
@@ -182,10 +190,9 @@ def _population_rows(reader: Reader, row: Row) -> Iterator[dict[str, Any]]:
         if track != "main" or task not in phi or states is None:
             continue
         forget, test = phi[task][: len(states)][states == FORGET], phi[task][len(states) :]
-        labels = reader.labels(row.cell.dataset)
-        retained, gone = np.flatnonzero(states == RETAIN), np.flatnonzero(states == FORGET)
-        if classes := whole_classes(labels, retained, gone):
-            test = test[np.isin(labels[len(states) :], classes)]
+        gone = reader.forgotten_classes(row.cell.retrains[track, seed, index])
+        if gone is not None:
+            test = test[np.flatnonzero(gone)]
         if min(len(forget), len(test)) < population_loss.MIN_SAMPLES:
             continue  # too few to attack: indiscernibility stays unknown
         accuracy = population_loss.population_loss(loss_from_phi(forget), loss_from_phi(test))

@@ -74,28 +74,35 @@ def training_images(plan: Plan) -> dict[str, float]:
 def hours(plan: Plan, left: Iterable[Task], timed: Iterable[dict[str, Any]]) -> tuple[float | None, int]:
     """Device hours that `left` of a plan takes, and how many of these tasks are of a kind never timed.
 
-    timed: finished runs (columns TIMED). A kind of task is estimated at the mean seconds of its timed runs;
-    one never timed at the images it trains on and the pace of the timed bases on the same dataset and
-    architecture; without such a base the hours are None.
+    timed: finished runs (columns TIMED). A kind of task is estimated at the mean seconds of its timed runs.
+    One never timed is estimated from the timed bases on the same dataset and architecture: at their seconds
+    per training image and for the evaluation. Without such a base the hours are None.
     """
-    seconds: dict[tuple[str, ...], list[float]] = {}
+    found: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for row in timed:
-        seconds.setdefault(_kind(row), []).append((row["wall_s"] or 0.0) + (row["evaluate_s"] or 0.0))
-    mean = {kind: sum(found) / len(found) for kind, found in seconds.items()}
-    pace = {}  # (dataset, architecture) -> seconds per image
+        found.setdefault(_kind(row), []).append((row["wall_s"] or 0.0, row["evaluate_s"] or 0.0))
+    mean = {kind: (_mean(w for w, _ in times), _mean(e for _, e in times)) for kind, times in found.items()}
+    pace = {}  # (dataset, architecture) -> seconds per image, seconds of an evaluation
     for task in plan.tasks:
         if task.kind == "base" and (kind := _kind(task.columns())) in mean:
-            pace[kind[2:4]] = mean[kind] / images(task)
+            wall_s, evaluate_s = mean[kind]
+            pace[kind[2:4]] = wall_s / images(task), evaluate_s
     total, guessed = 0.0, 0
     for task in left:
         kind = _kind(task.columns())
         if kind in mean:
-            total += mean[kind]
+            total += sum(mean[kind])
         elif kind[2:4] in pace:
-            total, guessed = total + pace[kind[2:4]] * images(task), guessed + 1
+            per_image, evaluate_s = pace[kind[2:4]]
+            total, guessed = total + per_image * images(task) + evaluate_s, guessed + 1
         else:
             return None, 0
     return total / 3600, guessed
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known)
 
 
 def _kind(row: dict[str, Any]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from orchestrator.audit import Reader, Row, rows_of
 from orchestrator.keys import canonical
 from orchestrator.plan import PLAIN, Cell, Key
 from orchestrator.store import Store
-from workers.designs import FORGET, RETAIN, whole_classes
+from workers.designs import FORGET, RETAIN
 
 COMPARISONS = ("forgotten_vs_retrained", "forgotten_vs_never", "fingerprint")
 LEAKAGE = "auc_forgotten_vs_retrained"
@@ -103,20 +103,15 @@ class Ledger:
     def base_accuracies(self, row: Row, key: Key, task: str) -> Values:
         """RA, FA, E_F and A_R of a base against the forget set of one cell: its own row knows none."""
         tasks = (row.cell.retrains, *(variant.tasks for variant in row.cell.variants))
-        found = (self.reader.states(of[key]) for of in tasks if key in of)
-        states = next((known for known in found if known is not None), None)
-        correct = self.reader.scores([task], "correct").get(task)
-        if states is None or correct is None:
+        known = (of[key] for of in tasks if key in of and self.reader.states(of[key]) is not None)
+        other, correct = next(known, None), self.reader.scores([task], "correct").get(task)
+        states = None if other is None else self.reader.states(other)
+        if other is None or states is None or correct is None:
             return {"ra": None, "fa": None}
-        pool, test, labels = (
-            correct[: len(states)],
-            correct[len(states) :],
-            self.reader.labels(row.cell.dataset),
-        )
-        retain, forget = np.flatnonzero(states == RETAIN), np.flatnonzero(states == FORGET)
-        values = {"ra": _share(pool[retain]), "fa": _share(pool[forget])}
-        if classes := whole_classes(labels, retain, forget):
-            gone = np.isin(labels[len(states) :], classes)
+        pool, test = correct[: len(states)], correct[len(states) :]
+        values = {"ra": _share(pool[states == RETAIN]), "fa": _share(pool[states == FORGET])}
+        gone = self.reader.forgotten_classes(other)
+        if gone is not None and len(gone):
             values |= {"ef": _share(~test[gone]), "ar": _share(test[~gone])}
         return values
 

@@ -231,6 +231,7 @@ class Design:
             "dataset": self.dataset.name,
             "members": canonical(self.recipe),
             "forget": canonical(self.forget_recipe) if self.forget_recipe else "",
+            "forget_classes": list(self.forget_classes),
             "n_pool": len(self.states),
             "n_retain": int(counts[designs.RETAIN]),
             "n_forget": int(counts[designs.FORGET]),
