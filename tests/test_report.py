@@ -417,7 +417,9 @@ def test_markdown_and_latex_have_one_table_per_cell(made: Synthetic) -> None:
     markdown = render(made.store, "md")
     assert markdown.count("| # | Method |") == 2 and report.RULE.replace("|", r"\|") in markdown
     tables = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert {line.replace(r"\|", "").count("|") for line in tables} == {len(report.COLUMNS) - len(OPTIONAL) + 1}
+    assert {line.replace(r"\|", "").count("|") for line in tables} == {
+        len(report.COLUMNS) - len(OPTIONAL) + 1
+    }
     latex = render(made.store, "latex")
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == latex.count(r"\toprule") == 2
     bare = [line.replace(r"\_", "") for line in latex.splitlines() if not line.startswith("%")]
