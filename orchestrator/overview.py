@@ -180,12 +180,13 @@ def _declared(plugin: catalogue.Plugin) -> dict[str, Any]:
 
 
 def _parameter(parameter: catalogue.Parameter) -> dict[str, Any]:
-    facts = {"default": parameter.default, "low": parameter.low, "high": parameter.high, "log": parameter.log}
+    default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+    facts = {"default": default, "low": parameter.low, "high": parameter.high, "log": parameter.log}
     return facts | {"choices": list(parameter.choices)} if parameter.choices else facts
 
 
 def list_text(kind: str, facts: list[dict[str, Any]]) -> str:
-    """One line per item."""
+    """One line per item, and one for each of its parameters."""
     if kind == "columns":
         return "\n".join(
             f"{row['table']:<8} {row['name']:<24} {row['type']:<18} {row['unit']:<9} {row['meaning']}"
@@ -194,13 +195,36 @@ def list_text(kind: str, facts: list[dict[str, Any]]) -> str:
     lines = []
     for row in facts:
         lines.append(
-            f"{row['name']:<26} {row['label']:<14} {row['paper']:<18} v{row['version']}  {row['summary']}"
+            f"{row['name']:<34} {row['label']:<14} {row['paper']:<18} v{row['version']}  {row['summary']}"
         )
+        if kind == "methods":
+            lines.append(f"    {'; '.join(f'{name} {text}' for name, text in _method_words(row).items())}")
         lines += [f"    {name} = {p['default']}  ({_range(p)})" for name, p in row["parameters"].items()]
     return re.sub(r" +$", "", "\n".join(lines), flags=re.MULTILINE)
+
+
+def _method_words(row: dict[str, Any]) -> dict[str, str]:
+    """What a method declares, in words: needs, scope, access, training and cost."""
+    passes = [f"{formula} × {name}" for name, formula in row["cost"].items()]
+    words = {"needs": ", ".join(row["needs"]), "scope": row["scope"], "access": row["access"]}
+    words |= {"training": row["training"]} if row["training"] != "plain" else {}
+    return words | {"cost": ", ".join(passes) or "none"}
+
+
+def methods_markdown(facts: list[dict[str, Any]]) -> str:
+    """The methods as a Markdown table."""
+    lines = ["| Method | Label | Paper | Needs | Scope | Access | Cost |", "|" + " --- |" * 7]
+    for row in facts:
+        words = _method_words(row)
+        shown = [f"`{row['name']}`", row["label"], row["paper"]]
+        shown += [words[name] for name in ("needs", "scope", "access", "cost")]
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def _range(parameter: dict[str, Any]) -> str:
     if "choices" in parameter:
         return "one of " + ", ".join(map(str, parameter["choices"]))
+    if parameter["high"] is None:
+        return f"a list of whole numbers from {parameter['low']}"
     return f"{parameter['low']} – {parameter['high']}{', log' if parameter['log'] else ''}"
