@@ -36,6 +36,7 @@ class NoiseFinetune(Method):
     paper = "arXiv:2410.01276"
     version = 1
     needs = ("retain",)
+    cost = {"retain": "1 + epochs"}
 
     epochs: int = hp(4, 1, 37)
     batch_size: int = hp(64, choices=(64, 128, 256))

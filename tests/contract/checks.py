@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from toy import Toy, data_for, memory, utility
 
 from methods.base import Diverged, Method
 from orchestrator.catalogue import Parameter, Plugin
+from tests.contract.toy import Toy, data_for, memory, utility
 from workers import run_task
 from workers.evaluate import evaluate
 

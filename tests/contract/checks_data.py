@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from checks import TOLERANCE, apply, assert_identical, distance, short
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import CPU, SETS, Toy, data_for
 
 from methods.base import Batch, Method
+from tests.contract.checks import TOLERANCE, apply, assert_identical, distance, short
+from tests.contract.toy import CPU, SETS, Toy, data_for
 from workers.data import UnlearnData
 from workers.run_task import generator, unlearn
 

@@ -8,9 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-import toy
 from torch import Tensor, nn
 
+from tests.contract import toy
 from workers.architectures.cnn_small import CnnSmall
 
 torch.set_num_threads(1)

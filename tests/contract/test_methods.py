@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import checks
-import checks_data
 import pytest
-from checks import Case
-from toy import Toy
 
 from methods.base import Method, head, plugin, stem
 from orchestrator.catalogue import plugins
+from tests.contract import checks, checks_data
+from tests.contract.checks import Case
+from tests.contract.toy import Toy
 
 CASES = {
     "finetune": Case(

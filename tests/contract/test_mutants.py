@@ -12,17 +12,16 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
-import checks
-import checks_data
 import pytest
 import torch
-from checks import Case
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
-from toy import Toy
 
 from methods.base import Batch, Data, Method, fit, frozen_copy, hp, sgd
 from orchestrator.catalogue import Parameter, Plugin
+from tests.contract import checks, checks_data
+from tests.contract.checks import Case
+from tests.contract.toy import Toy
 from workers import run_task
 
 

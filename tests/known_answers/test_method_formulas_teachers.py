@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_formulas import FixedData, assert_weights, gradients, net, unlearned
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from methods.base import Batch, plugin, sgd
+from tests.known_answers.test_method_formulas import FixedData, assert_weights, gradients, net, unlearned
 
 
 def kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
