@@ -5,12 +5,11 @@ first weights an image meets are disturbed, once strongly and once more, a littl
 
     w_stem ← w_stem + σ ε,   then   min_θ  Σ_{(x,y) ∈ b} w_y CE(f_θ(x), y) / Σ_{(x,y) ∈ b} w_y,   b ⊂ D_R
 
-with ε ~ N(0, I) and balanced class weights w_c = n_R / (C n_c). The stem is the first convolution or, without
-one, the first linear layer: the patch embedding of a transformer.
+with ε ~ N(0, I) and balanced class weights w_c = n_R / (C n_c). The stem is the first convolution, or the
+first linear layer of a net without one: the patch embedding of a transformer.
 
-Deviation: the reference multiplies a batch's mean loss by its mean weight, which changes the rate and not the
-weighting; fails if a class is absent; and disturbs no transformer, for it goes by layer names. Batches are
-augmented as in training; the reference leaves augmentation out.
+Deviation: the reference multiplies a batch's mean loss by its mean weight, which changes the rate only; fails
+if a class is absent; disturbs no transformer, since it goes by layer names; and does not augment, as we do.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ CASES = {
         toy={"lambda_1": 0.1, "lambda_2": 10.0},
         defaults_lose_the_toy=True,
         deterministic=True,
-        reason="a single step of length lambda_1, made of the codes and nothing else; the default of lambda_2 "
-        "bounds no weight of so small a net, of which few matter to one class alone",
+        reason="one step of length lambda_1, made of the codes and nothing else; the default of lambda_2, "
+        "for deeper nets, bounds no weight of so small a one",
     ),
     "distill_entropy": Case(
         zero={"epochs": 0, "warm_up_epochs": 0},
