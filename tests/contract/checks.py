@@ -11,6 +11,7 @@ import copy
 import inspect
 import math
 import random
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -54,7 +55,11 @@ def apply(
 ) -> nn.Module:
     """The model a method makes of the toy's base; a method that diverges breaks its contract."""
     try:
-        return unlearn(method, toy.base, data or data_for(toy, method.needs, seed))[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # what a method tells of a run is a column of its row
+            return unlearn(method, toy.base, data or data_for(toy, method.needs, seed))[0]
     except Diverged as error:
         raise AssertionError(f"{method} diverged: {error}") from error
 
@@ -83,7 +88,8 @@ def short(cls: type[Method], case: Case, **values: Any) -> Method:
 
 def parameters(cls: type[Method]) -> dict[str, Parameter]:
     """The hyper-parameters as a plan reads them."""
-    return {f.name: Parameter(f.name, str(f.type), f.default, **f.metadata) for f in fields(cls)}
+    kinds = {f.name: f.type if isinstance(f.type, str) else f.type.__name__ for f in fields(cls)}
+    return {f.name: Parameter(f.name, kinds[f.name], f.default, **f.metadata) for f in fields(cls)}
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
