@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import pytest
 
 from methods.base import plugin, sgd
 from methods.finetune import Finetune
 from orchestrator.catalogue import plugins
+from tests.contract import golden
 from tests.contract.golden import fingerprint, load, verdict
 
 
@@ -39,3 +41,19 @@ def test_another_order_of_sums_is_no_changed_behaviour() -> None:
     found = fingerprint(Finetune)
     near = {name: [number + 1e-4 * numbers[0] for number in numbers] for name, numbers in found.items()}
     assert verdict(Finetune, near, load()) == ""
+
+
+def test_the_command_writes_what_is_new_and_refuses_what_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(golden, "plugins", lambda _: ["finetune"])
+    monkeypatch.setattr(golden, "PATH", tmp_path / "golden.json")
+    golden.main()
+    written = golden.PATH.read_text(encoding="utf-8")
+    monkeypatch.setattr(golden, "fingerprint", lambda cls: {"0.weight": [1.0, 0.0]})
+    with pytest.raises(SystemExit, match="Raise it or undo"):
+        golden.main()
+    assert golden.PATH.read_text(encoding="utf-8") == written
+    monkeypatch.setattr(Finetune, "version", 2)
+    golden.main()
+    assert golden.load() == {"finetune": {"version": 2, "numbers": {"0.weight": [1.0, 0.0]}}}

@@ -247,6 +247,16 @@ def test_prune_reinitialise_match_quantise_prunes_the_smallest_of_all_layers(rho
     assert all(torch.equal(before[n], after[n]) for n in before if n not in names)
 
 
+def test_prune_reinitialise_match_quantise_prunes_in_place() -> None:
+    """An optimizer built before stays valid (appendix of the reference)."""
+    from methods.prune_reinitialise_match_quantise import prune
+
+    model = net()
+    before = [(id(p), p.data_ptr()) for p in model.parameters()]
+    prune(model, 0.5, torch.Generator().manual_seed(0))
+    assert [(id(p), p.data_ptr()) for p in model.parameters()] == before
+
+
 def test_prune_reinitialise_match_quantise_matches_entropies_and_weighs_classes() -> None:
     base, data = net(), FixedData()
     images, labels = data.images[:12], data.labels[:12]
