@@ -1,5 +1,6 @@
 # make demo: set everything up, run grids/digits.yaml on this machine, leave report.html
 # make test: set everything up and run the tests; make test-long: the slow ones too; make lint: style and types
+# make golden: keep what the methods compute now, after a version was raised
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long golden lint clean
 
 demo: $(READY)
 	$(BIN)/lethe run grids/digits.yaml
@@ -19,6 +20,9 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m "long or not long"
+
+golden: $(READY)
+	$(BIN)/python -m tests.contract.golden
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -32,6 +32,7 @@ class BadTeacher(Method):
     paper = "arXiv:2205.08096"
     version = 1
     needs = ("retain", "forget")
+    cost = {"retain": "epochs", "forget": "epochs", "copies": "2"}
 
     epochs: int = hp(10, 1, 37)
     batch_size: int = hp(256, choices=(64, 128, 256))

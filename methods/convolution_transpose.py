@@ -32,6 +32,7 @@ class ConvolutionTranspose(Method):
     paper = "arXiv:2410.01276"
     version = 1
     needs = ("retain",)
+    cost = {"retain": "epochs"}
 
     epochs: int = hp(3, 1, 37)
     batch_size: int = hp(64, choices=(64, 128, 256))

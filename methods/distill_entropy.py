@@ -39,6 +39,7 @@ class DistillEntropy(Method):
     paper = "arXiv:2410.01276"
     version = 1
     needs = ("retain",)
+    cost = {"retain": "warm_up_epochs + epochs", "copies": "1"}
 
     warm_up_epochs: int = hp(3, 1, 37)
     epochs: int = hp(3, 1, 37)

@@ -34,6 +34,7 @@ class ExactUnlearningK(Method):
     paper = "arXiv:2201.06640"
     version = 1
     needs = ("retain",)
+    cost = {"retain": "epochs"}
 
     epochs: int = hp(10, 1, 37)
     batch_size: int = hp(256, choices=(64, 128, 256))

@@ -28,6 +28,7 @@ class Finetune(Method):
     paper = "arXiv:2108.11577"
     version = 1
     needs = ("retain",)
+    cost = {"retain": "epochs"}
 
     epochs: int = hp(5, 1, 37)
     batch_size: int = hp(256, choices=(64, 128, 256))

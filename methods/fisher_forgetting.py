@@ -36,6 +36,7 @@ class FisherForgetting(Method):
     paper = "arXiv:1911.04933"
     version = 1
     needs = ("retain",)
+    cost = {"retain": "1", "copies": "1"}
 
     alpha: float = hp(0.003, 1e-4, 1e-1, log=True)
 

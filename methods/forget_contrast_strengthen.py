@@ -39,6 +39,11 @@ class ForgetContrastStrengthen(Method):
     paper = "arXiv:2410.01276"
     version = 1
     needs = ("retain", "forget")
+    cost = {
+        "retain": "epochs * (1 + min(1, ceil(forget_size / batch_size) / ceil(retain_size / batch_size)))",
+        "forget": "uniform_epochs + 1"
+        " + epochs * min(1, ceil(retain_size / batch_size) / ceil(forget_size / batch_size))",
+    }
 
     uniform_epochs: int = hp(1, 1, 10)
     epochs: int = hp(8, 1, 37)

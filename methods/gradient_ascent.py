@@ -29,6 +29,7 @@ class GradientAscent(Method):
     paper = "arXiv:2109.13398"
     version = 1
     needs = ("forget",)
+    cost = {"forget": "epochs"}
 
     epochs: int = hp(10, 1, 37)
     batch_size: int = hp(256, choices=(64, 128, 256))

@@ -52,6 +52,7 @@ class InfluenceUnlearning(Method):
     paper = "arXiv:2304.04934"
     version = 1
     needs = ("retain", "forget")
+    cost = {"retain": "1 + min(1, samples / retain_size)", "forget": "1", "copies": "3"}
 
     alpha: float = hp(0.2, 1e-2, 1e1, log=True)
     damping: float = hp(0.01, 1e-4, 1.0, log=True)

@@ -34,6 +34,7 @@ class MaskedSmallGradients(Method):
     paper = "arXiv:2410.01276"
     version = 1
     needs = ("retain", "forget")
+    cost = {"retain": "epochs + min(1, forget_size / retain_size)", "forget": "1", "copies": "1"}
 
     epochs: int = hp(5, 1, 37)
     batch_size: int = hp(64, choices=(64, 128, 256))

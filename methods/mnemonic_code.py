@@ -74,7 +74,7 @@ def perturbation(
         logits = model(codes[c : c + 1])
         losses.append(cross_entropy(logits, torch.full((1,), c, device=codes.device)))
         known.append(logits.argmax() == c)
-        found = torch.autograd.grad(losses[-1], weights, allow_unused=True)
+        found = iter(torch.autograd.grad(losses[-1], weights, allow_unused=True))
         for total, gradient in zip(sums[gone], found, strict=True):
             if gradient is not None:
                 total += gradient.double() ** 2

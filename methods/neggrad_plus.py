@@ -33,6 +33,10 @@ class NegGradPlus(Method):
     paper = "arXiv:2302.09880"
     version = 1
     needs = ("retain", "forget")
+    cost = {
+        "retain": "epochs",
+        "forget": "epochs * ceil(retain_size / batch_size) / ceil(forget_size / batch_size)",
+    }
 
     epochs: int = hp(10, 1, 37)
     batch_size: int = hp(256, choices=(64, 128, 256))

@@ -8,9 +8,8 @@ first weights an image meets are disturbed, once strongly and once more, a littl
 with ε ~ N(0, I) and balanced class weights w_c = n_R / (C n_c). The stem is the first convolution, or the
 first linear layer of a net without one: the patch embedding of a transformer.
 
-Deviation: the reference multiplies a batch's mean loss by its mean weight, which changes the rate and not the
-weighting; fails if a class is absent; and disturbs no transformer, for it goes by layer names. Batches are
-augmented as in training; the reference leaves augmentation out.
+Deviation: the reference multiplies a batch's mean loss by its mean weight, which changes the rate only; fails
+if a class is absent; disturbs no transformer, since it goes by layer names; and does not augment, as we do.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ class NoiseFinetune(Method):
     paper = "arXiv:2410.01276"
     version = 1
     needs = ("retain",)
+    cost = {"retain": "1 + epochs"}
 
     epochs: int = hp(4, 1, 37)
     batch_size: int = hp(64, choices=(64, 128, 256))

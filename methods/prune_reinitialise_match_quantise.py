@@ -35,6 +35,7 @@ class PruneReinitialiseMatchQuantise(Method):
     paper = "arXiv:2410.01276"
     version = 1
     needs = ("retain",)
+    cost = {"retain": "1 + epochs", "copies": "1"}
 
     epochs: float = hp(3.2, 1.0, 37.0)
     batch_size: int = hp(64, choices=(64, 128, 256))

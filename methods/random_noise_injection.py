@@ -37,6 +37,7 @@ class RandomNoiseInjection(Method):
     paper = "arXiv:2410.01276"
     version = 1
     needs = ("retain",)
+    cost = {"retain": "noisy_epochs + fine_epochs"}
 
     noisy_epochs: int = hp(5, 2, 18)
     fine_epochs: int = hp(4, 1, 19)

@@ -34,6 +34,7 @@ class SalUN(Method):
     paper = "arXiv:2310.12508"
     version = 1
     needs = ("retain", "forget")
+    cost = {"retain": "epochs", "forget": "1 + epochs", "copies": "1"}
 
     epochs: int = hp(10, 1, 37)
     batch_size: int = hp(256, choices=(64, 128, 256))

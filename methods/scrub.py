@@ -40,6 +40,12 @@ class Scrub(Method):
     paper = "arXiv:2302.09880"
     version = 1
     needs = ("retain", "forget", "val")
+    cost = {
+        "retain": "epochs",
+        "forget": "min(forget_epochs, epochs) + (epochs + 1 if rewind else 0)",
+        "val": "1 if rewind else 0",
+        "copies": "1 + (epochs if rewind else 0)",
+    }
 
     epochs: int = hp(5, 2, 37)  # a single one would be at a thousandth of the rate
     forget_epochs: int = hp(3, 1, 37)

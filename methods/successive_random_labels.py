@@ -30,6 +30,7 @@ class SuccessiveRandomLabels(Method):
     paper = "arXiv:2010.10981"
     version = 1
     needs = ("retain", "forget")
+    cost = {"retain": "epochs", "forget": "epochs"}
 
     epochs: int = hp(5, 1, 37)
     batch_size: int = hp(256, choices=(64, 128, 256))

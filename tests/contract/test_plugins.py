@@ -83,7 +83,11 @@ def test_digits_are_a_stratified_partition_of_the_copy_in_scikit_learn(tmp_path:
 
 # ---- architectures -------------------------------------------------------------------------------
 
-COUNTS = {"resnet18": ((10, 3, 32), 11_181_642), "cnn_small": ((10, 1, 8), 9_978)}
+COUNTS = {
+    "resnet18": ((10, 3, 32), 11_181_642),
+    "cnn_small": ((10, 1, 8), 9_978),
+    "vit_tiny": ((10, 1, 8), 39_514),
+}
 
 
 @pytest.mark.parametrize("name", COUNTS)

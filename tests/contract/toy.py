@@ -1,25 +1,34 @@
-"""A toy problem on which unlearning can be seen: 4 classes, and labels of which a quarter are wrong.
+"""Toy problems of 4 classes on which unlearning can be seen, for random samples and for a whole class.
 
-A wrong label can only be learnt by heart. A model trained on the forget set therefore gives it a higher φ
-than the validation set (AUC 0.71–0.78 for the convolutional base), a retrain does not (0.42–0.50).
+Random samples: a quarter of the labels are wrong. A wrong label can only be learnt by heart, so a model
+trained on the forget set gives it a higher φ than the validation set (AUC 0.71–0.78 for the convolutional
+base), a retrain does not (0.42–0.50). A whole class: all labels are true, and a model that was trained on the
+class knows its test samples, a retrain none of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attacks.metrics import auc
+from methods.base import Method
+from workers.architectures.cnn_small import CnnSmall
+from workers.architectures.vit_tiny import VitTiny
 from workers.data import Arrays, DeviceDataset, UnlearnData, View
 from workers.evaluate import evaluate
+from workers.mnemonic import MnemonicView, draw_codes
 from workers.run_task import generator
 from workers.train import Recipe, train
 
 CPU = torch.device("cpu")
+T_MIX = 0.3  # of the authors for CIFAR-10
 RETAIN, FORGET, VAL, TEST = 256, 96, 96, 300
 SETS = {
     "retain": np.arange(RETAIN),
@@ -51,43 +60,82 @@ def arrays(seed: int = 0, wrong: float = 0.25) -> Arrays:
     return Arrays(images[:pool], given, images[pool:], labels[pool:])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Toy:
-    """The toy dataset with a base (trained on retain and forget) and a retrain (on retain alone)."""
+    """A toy dataset with a base (trained on retain and forget) and a retrain (on retain alone)."""
 
     dataset: DeviceDataset
     base: nn.Module
     retrain: nn.Module
+    sets: dict[str, np.ndarray]
+    classes: tuple[int, ...] = ()  # those that are forgotten as a whole
+    codes: Tensor | None = None
 
 
-def make(architecture: Callable[[], nn.Module], seed: int = 0) -> Toy:
-    """Train base and retrain of an architecture, given as a function that builds it."""
-    dataset = DeviceDataset(ToyImages, arrays(seed), CPU)
-    both = np.concatenate([SETS["retain"], SETS["forget"]])
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "cnn": lambda: CnnSmall().build(4, 1, 8),
+    "vit": lambda: VitTiny().build(4, 1, 8),
+}
+
+
+@cache
+def problem(net: str, scope: str, training: str) -> Toy:
+    """The toy problem of a net ('cnn', 'vit'), a scope ('random', 'class') and a training ('plain',
+    'mnemonic'), trained at the first call.
+    """
+    whole = scope == "class"
+    dataset = DeviceDataset(ToyImages, arrays(wrong=0.0 if whole else 0.25), CPU)
+    sets = class_sets(dataset.host_labels, 0) if whole else SETS
+    recipe = replace(RECIPE, epochs=20 if whole else 30 if net == "vit" else 50)
+    codes = draw_codes(4, (1, 8, 8), generator(2, CPU)) if training == "mnemonic" else None
+    both = np.concatenate([sets["retain"], sets["forget"]])
     models = []
-    for number, index in enumerate((both, SETS["retain"])):
+    for seed, index in enumerate((both, sets["retain"])):
+        view: Any = View(dataset, index, generator(seed, CPU), augment=True)
+        if codes is not None:
+            view = MnemonicView(view, codes, T_MIX, generator(3, CPU))
         with torch.random.fork_rng([]):
-            torch.manual_seed(seed + number)
-            model = architecture()
-        train(model, View(dataset, index, generator(number, CPU), augment=True), RECIPE)
-        model.zero_grad(set_to_none=True)
+            torch.manual_seed(seed)
+            model = NETS[net]()
+        train(model, view, recipe)
         models.append(model.eval())
-    return Toy(dataset, *models)
+    return Toy(dataset, *models, sets, (0,) if whole else (), codes)
+
+
+def problem_for(cls: type[Method], net: str) -> Toy:
+    """The toy problem that a method is made for; one for any forget set is tested on random samples."""
+    return problem(net, "class" if cls.scope == "class" else "random", cls.training)
+
+
+def class_sets(labels: np.ndarray, gone: int) -> dict[str, np.ndarray]:
+    """As SETS, but what is forgotten is every training sample of the class `gone`."""
+    members = np.arange(RETAIN + FORGET)
+    return SETS | {"retain": members[labels[members] != gone], "forget": members[labels[members] == gone]}
 
 
 def data_for(
-    toy: Toy, needs: tuple[str, ...], seed: int = 1, sets: dict[str, np.ndarray] = SETS
+    toy: Toy, needs: tuple[str, ...], seed: int = 1, sets: dict[str, np.ndarray] | None = None
 ) -> UnlearnData:
     """What a method sees of the toy problem."""
-    return UnlearnData(toy.dataset, sets, needs, generator(seed, CPU), augment=True)
+    return UnlearnData(
+        toy.dataset, sets or toy.sets, needs, generator(seed, CPU), augment=True, codes=toy.codes
+    )
 
 
 def memory(toy: Toy, model: nn.Module) -> float:
-    """AUC of φ of the forget set against φ of the validation set: ½ for a model that knows neither."""
-    phi = evaluate(model, toy.dataset).phi
-    return auc(phi[SETS["forget"]], phi[SETS["val"]])
+    """What a model knows of the forget set: AUC of its φ against that of the validation set (½ for a model
+    that knows neither), or, of a whole class, the accuracy on its test samples.
+    """
+    scores = evaluate(model, toy.dataset)
+    if toy.classes:
+        return float(scores.correct[toy.dataset.n_pool :][_gone(toy)].mean())
+    return auc(scores.phi[toy.sets["forget"]], scores.phi[toy.sets["val"]])
 
 
 def utility(toy: Toy, model: nn.Module) -> float:
-    """Test accuracy."""
-    return float(evaluate(model, toy.dataset).correct[toy.dataset.n_pool :].mean())
+    """Test accuracy on the classes that are not forgotten."""
+    return float(evaluate(model, toy.dataset).correct[toy.dataset.n_pool :][~_gone(toy)].mean())
+
+
+def _gone(toy: Toy) -> np.ndarray:
+    return np.isin(toy.dataset.host_labels[toy.dataset.n_pool :], toy.classes)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_formulas import FixedData, assert_weights, gradients, net, unlearned
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from methods.base import Batch, plugin, sgd
+from tests.known_answers.test_method_formulas import FixedData, assert_weights, gradients, net, unlearned
 
 
 def kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -245,6 +245,16 @@ def test_prune_reinitialise_match_quantise_prunes_the_smallest_of_all_layers(rho
         assert bool((fresh.abs() <= bound).all()), n
         assert fresh.numel() < 20 or fresh.abs().max() > 0.8 * bound, n
     assert all(torch.equal(before[n], after[n]) for n in before if n not in names)
+
+
+def test_prune_reinitialise_match_quantise_prunes_in_place() -> None:
+    """An optimizer built before stays valid (appendix of the reference)."""
+    from methods.prune_reinitialise_match_quantise import prune
+
+    model = net()
+    before = [(id(p), p.data_ptr()) for p in model.parameters()]
+    prune(model, 0.5, torch.Generator().manual_seed(0))
+    assert [(id(p), p.data_ptr()) for p in model.parameters()] == before
 
 
 def test_prune_reinitialise_match_quantise_matches_entropies_and_weighs_classes() -> None:
