@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
     "methods": "methods",
@@ -92,7 +94,12 @@ class Plugin:
         """Passes over retain, forget and val and further copies of the model (COSTS), from a method's
         formulas. values: its hyper-parameters, retain_size, forget_size and val_size.
         """
-        formulas = self.constants.get("cost", {})
+        if "cost" not in self.constants:
+            raise UserError(
+                f"methods/{self.name}.py: declares no cost. Say what it reads, e.g."
+                """ cost = {"retain": "epochs"}; CONTRIBUTING.md explains it."""
+            )
+        formulas = self.constants["cost"]
         return {name: formula(formulas.get(name, "0"), values) for name in COSTS}
 
 

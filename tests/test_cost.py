@@ -24,12 +24,12 @@ def one_of(plan: Plan, kind: str, track: str = "main") -> Task:
 
 
 def test_images_of_each_kind_of_task_by_hand() -> None:
-    """20 epochs of digits; finetune passes over the retain set `epochs` times and over nothing else."""
+    """Two epochs of digits; finetune passes over the retain set `epochs` times and over nothing else."""
     plan = plan_of(forget=[{"random": {"fraction": 0.2}}], methods=[{"finetune": {"epochs": 7}}])
-    assert images(one_of(plan, "base")) == pytest.approx(20 * MEMBERS)
-    assert images(one_of(plan, "retrain")) == pytest.approx(20 * 0.8 * MEMBERS)
+    assert images(one_of(plan, "base")) == pytest.approx(2 * MEMBERS)
+    assert images(one_of(plan, "retrain")) == pytest.approx(2 * 0.8 * MEMBERS)
     assert images(one_of(plan, "unlearn")) == pytest.approx(7 * 0.8 * MEMBERS)
-    assert images(one_of(plan, "base", "audit")) == pytest.approx(20 * MEMBERS / 2)  # half of the members
+    assert images(one_of(plan, "base", "audit")) == pytest.approx(2 * MEMBERS / 2)  # half of the members
     assert images(one_of(plan, "unlearn", "audit")) == pytest.approx(7 * 0.8 * MEMBERS / 2)
 
 
@@ -38,7 +38,7 @@ def test_images_where_classes_are_forgotten() -> None:
     grid = {"forget": [{"class": {"classes": [0, 4, 5]}}], "methods": [{"gradient_ascent": {"epochs": 4}}]}
     plan = plan_of(**grid)
     assert images(one_of(plan, "unlearn")) == pytest.approx(4 * 0.3 * MEMBERS)
-    assert images(one_of(plan, "retrain")) == pytest.approx(20 * 0.7 * MEMBERS)
+    assert images(one_of(plan, "retrain")) == pytest.approx(2 * 0.7 * MEMBERS)
 
 
 def test_sharing_saves_images() -> None:
@@ -74,7 +74,7 @@ def test_what_was_never_timed_is_taken_at_the_pace_of_the_bases() -> None:
     one = {task.kind: task for task in plan.tasks}
     rows = [timed(one["base"], 40, 3)]
     found, guessed = hours(plan, [one["unlearn"]], rows)
-    assert found == pytest.approx((40 * (5 * 0.8) / 20 + 3) / 3600)  # 4 of 20 passes, and an evaluation
+    assert found == pytest.approx((40 * (5 * 0.8) / 2 + 3) / 3600)  # 4 passes against 2, and an evaluation
     assert guessed == 1
     assert hours(plan, plan.tasks, rows)[1] == 4  # retrains and unlearn tasks of two seeds
 
