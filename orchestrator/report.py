@@ -176,8 +176,8 @@ def prices(cell: CellReport) -> list[str]:
     """One line for each other training recipe: what it costs before anything is deleted."""
     column = Column("utility_price", "", "")
     return [
-        f"Price of {row['training']} training before any deletion: TA lower by {shown(row, column)}"
-        " than that of plain training, same seeds."
+        f"Price of {row['training']} training before any deletion: TA of the plain base − TA of this base ="
+        f" {shown(row, column)}, seed by seed."
         for row in cell.rows
         if row["utility_price"] is not None
     ]

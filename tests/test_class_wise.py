@@ -330,7 +330,7 @@ def test_what_cannot_run_is_in_the_report_with_its_reason(results: Path, lethe: 
     assert "| MNC | 2 skipped | 0 |" in random
     assert "MNC: 2 skipped: mnemonic_code forgets whole classes only" in random
     assert "E_F" not in random.partition("## How to read")[0] and "| E_F | A_R |" in text
-    assert f"Price of {CODES} training before any deletion: TA lower by" in text
+    assert f"Price of {CODES} training before any deletion: TA of the plain base − TA of" in text
     store = Store.open(str(results))
     for form in ("html", "latex", "csv"):
         assert "mnemonic" in render(store, form)
