@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from attacks import population_loss, ulira
 from attacks.scores import loss_from_phi
 from orchestrator.keys import canonical, digest
-from orchestrator.plan import Cell, Key
+from orchestrator.plan import PLAIN, Cell, Key, References
 from orchestrator.store import Store, new_part, score_folder
 from workers.designs import FORGET, unpack
 
@@ -39,6 +40,14 @@ class Row:
     method: str
     hyperparameters: dict[str, Any] | None
     tasks: dict[Key, str]
+    training: str = PLAIN
+
+    @property
+    def references(self) -> References:
+        """The bases and retrains trained as the row's bases were: what the audit compares it with."""
+        if self.training in self.cell.changed:
+            return self.cell.changed[self.training]
+        return self.cell.references(PLAIN)  # also of a method that cannot run here
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -50,14 +59,21 @@ class Row:
             "forget": self.cell.forget,
             "kind": self.kind,
             "method": self.method,
+            "training": self.training,
             "hyperparameters": canonical(self.hyperparameters) if self.hyperparameters is not None else "",
         }
 
 
 def rows_of(cell: Cell) -> list[Row]:
-    """Base, retrain, then the methods."""
-    fixed = [Row(cell, "base", "", None, cell.bases), Row(cell, "retrain", "", None, cell.retrains)]
-    return fixed + [Row(cell, "unlearn", v.method, v.hyperparameters, v.tasks) for v in cell.variants]
+    """Base and retrain of each training recipe, plain training first, then the methods."""
+    fixed = []
+    for training in (PLAIN, *cell.changed):
+        known = cell.references(training)
+        fixed.append(Row(cell, "base", "", None, known.bases, training))
+        fixed.append(Row(cell, "retrain", "", None, known.retrains, training))
+    return fixed + [
+        Row(cell, "unlearn", v.method, v.hyperparameters, v.tasks, v.training) for v in cell.variants
+    ]
 
 
 class Reader:
@@ -67,8 +83,9 @@ class Reader:
         self.store = store
         table = store.runs(COLUMNS)
         self.runs: dict[str, dict[str, Any]] = {row["task_id"]: row for row in table.to_pylist()}
-        designs = store.read_table("designs", ["design", "n_pool", "states"]).to_pylist()
+        designs = store.read_table("designs", ["design", "forget_classes", "n_pool", "states"]).to_pylist()
         self._designs = {row["design"]: row for row in designs}
+        self._test_labels: dict[str, np.ndarray] = {}
 
     def done(self, task: str) -> bool:
         return task in self.runs and self.runs[task]["status"] == "done"
@@ -92,6 +109,20 @@ class Reader:
         if row is None:
             return None
         return np.asarray(unpack(row["states"], row["n_pool"]))
+
+    def forgotten_classes(self, task: str) -> np.ndarray | None:
+        """Which test samples (test,) are of classes that a finished task's design forgets as a whole; None
+        if it forgets none so. Empty if the table samples is lost.
+        """
+        classes = self._designs[self.runs[task]["design"]]["forget_classes"]
+        if not classes:
+            return None
+        dataset = self.runs[task]["dataset"]
+        if dataset not in self._test_labels:
+            table = self.store.read_table("samples", ["sample_id", "split", "label"], f"dataset={dataset}")
+            test = table.sort_by("sample_id").filter(pc.field("split") == "test")
+            self._test_labels[dataset] = test["label"].to_numpy()
+        return np.isin(self._test_labels[dataset], classes)
 
 
 def write(store: Store, cells: list[Cell]) -> None:
@@ -120,13 +151,15 @@ def current(store: Store, cells: list[Cell]) -> list[dict[str, Any]]:
 
 def audit_cell(reader: Reader, cell: Cell, known: set[str]) -> Iterator[dict[str, Any]]:
     """The rows of audits of a cell whose inputs are not among `known`."""
-    design: AuditDesign | None = None
+    designs: dict[str, AuditDesign] = {}
     for (row, track), inputs in _jobs(reader, cell):
         if inputs in known:
             continue
         if track == "audit":
-            design = design or AuditDesign(reader, cell)
-            yield from ({**found, "inputs": inputs} for found in _ulira_rows(reader, design, row))
+            if row.training not in designs:
+                designs[row.training] = AuditDesign(reader, cell, row.references.retrains)
+            found_rows = _ulira_rows(reader, designs[row.training], row)
+            yield from ({**found, "inputs": inputs} for found in found_rows)
         else:
             yield from ({**found, "inputs": inputs} for found in _population_rows(reader, row))
 
@@ -136,7 +169,8 @@ def _jobs(reader: Reader, cell: Cell) -> Iterator[tuple[tuple[Row, str], str]]:
     for row in rows_of(cell):
         for track in ("main", "audit"):
             own = [task for key, task in row.tasks.items() if key[0] == track]
-            reference = [task for key, task in cell.retrains.items() if key[0] == track]
+            retrains = row.references.retrains if track == "audit" else cell.retrains
+            reference = [task for key, task in retrains.items() if key[0] == track]
             parts = {task: reader.runs[task]["part"] for task in (*own, *reference) if reader.done(task)}
             if any(task in parts for task in own):
                 versions = [ulira.version, population_loss.version]
@@ -148,7 +182,7 @@ def _jobs(reader: Reader, cell: Cell) -> Iterator[tuple[tuple[Row, str], str]]:
 
 def _population_rows(reader: Reader, row: Row) -> Iterator[dict[str, Any]]:
     """The population attack on the loss: forget set against test set, one row per seed (spec: benchmark
-    §5.3).
+    §5.3). Where whole classes were forgotten, against the test samples of these classes.
     """
     phi = reader.scores(task for key, task in row.tasks.items() if key[0] == "main")
     for (track, seed, index), task in row.tasks.items():
@@ -156,6 +190,9 @@ def _population_rows(reader: Reader, row: Row) -> Iterator[dict[str, Any]]:
         if track != "main" or task not in phi or states is None:
             continue
         forget, test = phi[task][: len(states)][states == FORGET], phi[task][len(states) :]
+        gone = reader.forgotten_classes(row.cell.retrains[track, seed, index])
+        if gone is not None:
+            test = test[np.flatnonzero(gone)]
         if min(len(forget), len(test)) < population_loss.MIN_SAMPLES:
             continue  # too few to attack: indiscernibility stays unknown
         accuracy = population_loss.population_loss(loss_from_phi(forget), loss_from_phi(test))
@@ -176,16 +213,18 @@ def _population_rows(reader: Reader, row: Row) -> Iterator[dict[str, Any]]:
 
 
 class AuditDesign:
-    """Who was forgotten when, in the bases of a cell's audit track, and the retrains' scores."""
+    """Who was forgotten when, in the bases of a cell's audit track, and the scores of the retrains of one
+    training recipe.
+    """
 
-    def __init__(self, reader: Reader, cell: Cell) -> None:
+    def __init__(self, reader: Reader, cell: Cell, retrains: dict[Key, str]) -> None:
         places = [key[1:] for key in cell.bases if key[0] == "audit"]
         self.bases = 1 + max(base for base, _ in places)
         self.sets = 1 + max(index for _, index in places)
         self.per_base = cell.retrains_per_base
         self.forget_set = self._forget_sets(reader, cell)  # (bases, pool): which forget set, -1 for none
         self.audited = np.flatnonzero((self.forget_set >= 0).any(axis=0))
-        self.retrained = self.cube(reader, cell.retrains)
+        self.retrained = self.cube(reader, retrains)
 
     def _forget_sets(self, reader: Reader, cell: Cell) -> np.ndarray:
         rows: list[np.ndarray] = []

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
     "methods": "methods",
@@ -31,7 +33,9 @@ COSTS = ("retain", "forget", "val", "copies")
 
 @dataclass(frozen=True)
 class Parameter:
-    """A declared parameter: `kind` is 'int', 'float', 'bool' or 'str'; low and high bound the search."""
+    """A declared parameter: `kind` is 'int', 'float', 'bool', 'str' or 'tuple[int, ...]' (a list in grids);
+    low and high bound the search.
+    """
 
     name: str
     kind: str
@@ -90,6 +94,11 @@ class Plugin:
         """Passes over retain, forget and val and further copies of the model (COSTS), from a method's
         formulas. values: its hyper-parameters, retain_size, forget_size and val_size.
         """
+        if "cost" not in self.constants:
+            raise UserError(
+                f"methods/{self.name}.py: declares no cost. Say what it reads, e.g."
+                """ cost = {"retain": "epochs"}; CONTRIBUTING.md explains it."""
+            )
         formulas = self.constants["cost"]
         return {name: formula(formulas.get(name, "0"), values) for name in COSTS}
 
@@ -140,11 +149,21 @@ def _parameters(body: list[ast.stmt]) -> dict[str, Parameter]:
     return parameters
 
 
+def with_defaults(kind: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of a plug-in: the given values, the others at their defaults; a tuple as a list."""
+    declared = plugins(kind)[name].parameters
+    filled = {key: values.get(key, parameter.default) for key, parameter in declared.items()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in filled.items()}
+
+
+TRAININGS = {"plain": "train", "mnemonic": "mnemonic"}  # training recipe -> its file in workers/
+
+
 @cache
-def training_version() -> int:
-    """The version of the training loop's behaviour, part of the id of every trained model."""
-    tree = ast.parse((ROOT / "workers" / "train.py").read_text(encoding="utf-8"))
-    return int(_constants(tree.body)["version"])
+def training_version(training: str) -> int:
+    """The version of a training recipe's behaviour, part of the id of every model trained by it."""
+    path = ROOT / "workers" / f"{TRAININGS[training]}.py"
+    return int(_constants(ast.parse(path.read_text(encoding="utf-8")).body)["version"])
 
 
 # ---- formulas --------------------------------------------------------------------------------------------

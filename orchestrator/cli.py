@@ -170,12 +170,18 @@ def report(
 def list_(
     kind: Annotated[str, typer.Argument(metavar="methods|datasets|architectures|attacks|forget|columns")],
     as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="methods only: a Markdown table")] = False,
 ) -> None:
     """The plug-ins there are, or the columns of the result tables."""
     from orchestrator import overview
 
+    if markdown and kind != "methods":
+        raise UserError(f"list {kind}: --markdown is for methods.")
     facts = overview.of_kind(kind)
-    print(json.dumps(facts) if as_json else overview.list_text(kind, facts))
+    if markdown:
+        print(overview.methods_markdown(facts))
+    else:
+        print(json.dumps(facts) if as_json else overview.list_text(kind, facts))
 
 
 @app.command()

@@ -10,7 +10,6 @@ seeds: 3
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,8 +25,8 @@ from pydantic import (
 )
 
 from orchestrator import catalogue
-from orchestrator.catalogue import Parameter
 from orchestrator.errors import UserError, nearest
+from orchestrator.parameters import check_parameters
 from orchestrator.strict_yaml import read_yaml
 
 
@@ -56,6 +55,7 @@ class Training(Strict):
     batch_size: int | None = Field(None, ge=1, le=1_000_000)
     augment: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] | None = None
+    t_mix: float | None = Field(None, ge=0, le=1)  # share of samples replaced by codes in mnemonic training
 
 
 # The recipe of arXiv 2410.01276; epochs and other particulars come from the dataset.
@@ -69,6 +69,7 @@ RECIPE: dict[str, Any] = {
     "batch_size": 256,
     "augment": True,
     "precision": "auto",
+    "t_mix": 0.3,  # arXiv 2306.05670, CIFAR-10
 }
 
 
@@ -134,47 +135,6 @@ def _checked(kind: str, singular: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def check_parameters(
-    owner: str, values: dict[str, Any], declared: dict[str, Parameter], *, bounded: bool = False
-) -> dict[str, Any]:
-    """The values with their declared types; ValueError naming every unknown or impossible one.
-
-    bounded: whether the declared range is a limit (forget recipes) or only where to search (methods).
-    """
-    problems, checked = [], {}
-    for name, value in values.items():
-        if name not in declared:
-            problems.append(
-                f"unknown parameter {name!r} of {owner}.{nearest(name, declared)}"
-                f" {owner} has: {', '.join(declared) or 'none'}."
-            )
-            continue
-        problem = _parameter_problem(declared[name], value, bounded)
-        if problem:
-            problems.append(f"{owner}.{name}: {value!r} {problem}")
-        else:
-            checked[name] = float(value) if declared[name].kind == "float" else value
-    if problems:
-        raise ValueError("\n".join(problems))
-    return checked
-
-
-def _parameter_problem(parameter: Parameter, value: Any, bounded: bool) -> str | None:
-    """What is wrong with a value, None if nothing is."""
-    types: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
-    if not isinstance(value, types[parameter.kind]) or (isinstance(value, bool) and parameter.kind != "bool"):
-        return f"is not of type {parameter.kind}."
-    if parameter.choices is not None and value not in parameter.choices:
-        return f"is not one of {', '.join(map(repr, parameter.choices))}."
-    if not isinstance(value, (int, float)):
-        return None
-    if not (math.isfinite(value) and value >= 0):
-        return "is not a finite number of at least 0."
-    if bounded and not parameter.low <= value <= parameter.high:
-        return f"is out of range, {parameter.low:g} to {parameter.high:g} are allowed."
-    return None
-
-
 def _unique(values: list[Any]) -> list[Any]:
     names = [value.name if isinstance(value, Choice) else value for value in values]
     twice = sorted({str(name) for name in names if names.count(name) > 1})
@@ -185,16 +145,13 @@ def _unique(values: list[Any]) -> list[Any]:
 
 def _different(recipes: list[Choice]) -> list[Choice]:
     """The forget recipes; ValueError when two of them are the same with their defaults filled in."""
-    filled = [(recipe.name, _with_defaults("forget", recipe)) for recipe in recipes]
+    filled = [
+        (recipe.name, catalogue.with_defaults("forget", recipe.name, recipe.parameters)) for recipe in recipes
+    ]
     twice = sorted({name for name, values in filled if filled.count((name, values)) > 1})
     if twice:
         raise ValueError(f"named twice with the same parameters: {', '.join(twice)}.")
     return recipes
-
-
-def _with_defaults(kind: str, choice: Choice) -> dict[str, Any]:
-    declared = catalogue.plugins(kind)[choice.name].parameters
-    return {name: choice.parameters.get(name, parameter.default) for name, parameter in declared.items()}
 
 
 MAX_SEEDS = 100_000
@@ -228,6 +185,7 @@ class Grid(Strict):
     seeds: Annotated[list[Seed], BeforeValidator(_seeds), Field(min_length=1), AfterValidator(_unique)]
     val_fraction: float = Field(0.15, gt=0, lt=1)
     hyperparameters: str = "default"
+    augment_unlearning: bool = True  # unlearning runs augment as training does; false: never
     training: dict[str, Training] = {}
     audit: Audit | None = None
     tune: Tune | None = None
@@ -235,10 +193,30 @@ class Grid(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:
-        problems = [*self._audit_problems(), *self._selector_problems()]
+        problems = [*self._class_problems(), *self._audit_problems(), *self._selector_problems()]
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _filled(self) -> list[tuple[str, dict[str, Any]]]:
+        """Name and all parameters of each forget recipe."""
+        return [(c.name, catalogue.with_defaults("forget", c.name, c.parameters)) for c in self.forget]
+
+    def _class_problems(self) -> list[str]:
+        """Forget recipes that name a class which a dataset does not have, or all classes of one."""
+        problems = []
+        for dataset in self.datasets:
+            count = int(catalogue.plugins("datasets")[dataset].constants["num_classes"])
+            for name, values in self._filled():
+                classes = values.get("classes", [])
+                problems += [
+                    f"forget.{name}.classes: {dataset} has no class {number}, only 0 to {count - 1}."
+                    for number in classes
+                    if number >= count
+                ]
+                if len(set(classes) & set(range(count))) == count:
+                    problems.append(f"forget.{name}.classes: all {count} classes of {dataset}; none is left.")
+        return problems
 
     def _audit_problems(self) -> list[str]:
         if self.audit is None:
@@ -246,7 +224,7 @@ class Grid(Strict):
         problems = [
             f"audit.forget_sets: {self.audit.forget_sets} disjoint sets of fraction {fraction} do not fit"
             f" into one base; at most {int(1 / fraction + 1e-9)}."
-            for fraction in (_with_defaults("forget", choice).get("fraction") for choice in self.forget)
+            for fraction in (values.get("fraction") for _, values in self._filled())
             if fraction and fraction * self.audit.forget_sets > 1 + 1e-9
         ]
         if self.audit.retrains is not None and self.audit.retrains > self.audit.forget_sets:
@@ -266,8 +244,11 @@ class Grid(Strict):
             if key not in allowed
         ]
 
-    def recipe(self, dataset: str, architecture: str, track: str) -> dict[str, Any]:
-        """The training recipe of a model: RECIPE, the dataset's, the overrides, the narrowest last."""
+    def recipe(self, dataset: str, architecture: str, track: str, training: str = "plain") -> dict[str, Any]:
+        """The training recipe of a model: RECIPE, the dataset's, the overrides, the narrowest last.
+
+        training: 'plain', or 'mnemonic' for training with codes, which adds a key of that name.
+        """
         own = catalogue.plugins("datasets")[dataset].constants.get("training", {})
         recipe = {**RECIPE, **own}
         for selector in ("all", dataset, architecture, f"{dataset}/{architecture}"):
@@ -275,7 +256,11 @@ class Grid(Strict):
                 recipe |= self.training[selector].model_dump(exclude_none=True)
         if track == "audit" and self.audit is not None:
             recipe |= self.audit.training.model_dump(exclude_none=True)
-        return recipe | {"version": catalogue.training_version()}
+        t_mix = recipe.pop("t_mix")
+        recipe["version"] = catalogue.training_version("plain")
+        if training == "mnemonic":
+            recipe["mnemonic"] = {"t_mix": t_mix, "version": catalogue.training_version("mnemonic")}
+        return recipe
 
 
 def load(path: str) -> Grid:
@@ -293,7 +278,7 @@ def load(path: str) -> Grid:
 def _hidden(path: str, data: dict[str, Any], error: ValidationError) -> list[str]:
     """Mistakes across keys, which show only when the keys that are wrong by themselves are replaced."""
     neutral = {"methods": [], "seeds": 1, "training": {}, "audit": None, "tune": None, "run": {}, "name": ""}
-    neutral |= {"val_fraction": 0.15, "hyperparameters": "default"}
+    neutral |= {"val_fraction": 0.15, "hyperparameters": "default", "augment_unlearning": True}
     wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
     if not wrong or wrong & {"datasets", "architectures", "forget"}:
         return []

@@ -8,35 +8,38 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import catalogue, schema
+from orchestrator.cost import TIMED, hours, training_images
 from orchestrator.errors import UserError, nearest
-from orchestrator.plan import Plan, cost_hours
+from orchestrator.plan import Plan
 from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
     from orchestrator.runner import Ended
 
-TIMED = ("kind", "method", "dataset", "architecture", "track", "wall_s", "evaluate_s", "device")
-
 
 # ---- plan ------------------------------------------------------------------------------------------------
 
 
 def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
-    """Counts, what is done, and hours from timed runs: `gpu_hours` from those on GPUs, `device_hours` from
-    any.
+    """Counts, training images, what is done, and hours from timed runs: `gpu_hours` from those on GPUs,
+    `device_hours` from any; `untimed_tasks` of them from the passes that methods declare.
     """
-    runs = store.runs(["task_id", "status", *TIMED]).to_pylist() if store else []
+    runs = store.runs(["task_id", "status", "device", *TIMED]).to_pylist() if store else []
     timed = [row for row in runs if row["status"] == "done"]
     statuses = {row["task_id"]: row["status"] for row in runs}
     done = {row["task_id"] for row in timed} & plan.by_id.keys()
     has_model = store.has_model if store else lambda _: False
     left = Schedule(plan.tasks, statuses, retry=FAILURES, has_model=has_model).pending()
     on_gpu = [row for row in timed if not str(row["device"]).startswith("cpu")]
+    device_hours, guessed = hours(plan, left, timed)
     return plan.counts() | {
         "done": len(done),
-        "gpu_hours": cost_hours(left, on_gpu) if on_gpu else None,
-        "device_hours": cost_hours(left, timed) if timed else None,
+        "gpu_hours": hours(plan, left, on_gpu)[0],
+        "device_hours": device_hours,
+        "untimed_tasks": guessed,
+        **training_images(plan),
+        "impossible": [reason for _, reason in plan.impossible],
         "devices": sorted({str(row["device"]) for row in timed}),
         "cells": len(plan.cells),
         "retrained_bases": sum(task.id in done for task in left),
@@ -50,8 +53,12 @@ def plan_text(facts: dict[str, Any]) -> str:
         f"{facts['tasks']:,} tasks in {facts['cells']} cells:"
         f" {facts['base']:,} base, {facts['retrain']:,} retrain, {facts['unlearn']:,} unlearn.",
         f"Without shared bases and retrains: {facts['unshared_tasks']:,}; sharing saves {saved:,}.",
+        f"{facts['training_images']:,.0f} training images; without sharing"
+        f" {facts['unshared_training_images']:,.0f}.",
         f"{facts['done']:,} are done, {facts['tasks'] - facts['done']:,} are left.",
     ]
+    counts = Counter(facts["impossible"])
+    lines += [f"{count:,} skipped: {reason}." for reason, count in counts.items()]
     if facts["retrained_bases"]:
         lines.append(f"{facts['retrained_bases']:,} bases are trained again: their weights were not kept.")
     if facts["tune_trials"]:
@@ -59,10 +66,12 @@ def plan_text(facts: dict[str, Any]) -> str:
             f"{facts['tune_trials']:,} tuning trials come on top; this version counts them and runs none."
         )
     if facts["device_hours"] is None:
-        lines.append("No cost estimate: not every kind of task has been timed in these results yet.")
-    else:
+        lines.append("No cost estimate: no base has been timed in these results for every part of the grid.")
+    elif facts["tasks"] > facts["done"]:
+        guessed = facts["untimed_tasks"]
         lines.append(
-            f"{facts['device_hours']:.2f} hours on one {' or '.join(facts['devices'])}, from timed runs."
+            f"{facts['device_hours']:.2f} hours on one {' or '.join(facts['devices'])}, from timed runs"
+            + (f"; {guessed:,} tasks from the passes their methods declare." if guessed else ".")
         )
     return "\n".join(lines)
 
@@ -73,11 +82,16 @@ def plan_text(facts: dict[str, Any]) -> str:
 def run_text(ended: Ended, command: str, results: str) -> str:
     """How a run ended: what is done, the failures by kind with a first log each, and what to do next."""
     total, failures = ended.total, ended.failures
+    skipped = [f"{n:,} skipped: {reason}." for reason, n in Counter(ended.impossible).items()]
     if not failures and ended.done == total:
-        lines = [f"All {total:,} tasks are done ({ended.ran:,} in this run, {ended.seconds:.0f} s)."]
+        lines = [
+            f"All {total:,} tasks are done ({ended.ran:,} in this run, {ended.seconds:.0f} s).",
+            *skipped,
+        ]
         lines.append(f"Next: `{shlex.join(['lethe', 'report', '--results', results])}`.")
         return "\n".join(lines)
     lines = [f"{ended.done:,} of {total:,} tasks are done ({ended.ran:,} tried now, {ended.seconds:.0f} s)."]
+    lines += skipped
     if failures:
         lines += _failure_lines(failures, total)
         kinds = Counter(row["status"] for row in failures)
@@ -151,6 +165,7 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
             "label": plugin.label,
             "paper": plugin.paper,
             "version": plugin.version,
+            **(_declared(plugin) if kind == "methods" else {}),
             "summary": plugin.summary,
             "parameters": {name: _parameter(p) for name, p in plugin.parameters.items()},
         }
@@ -158,13 +173,20 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
     ]
 
 
+def _declared(plugin: catalogue.Plugin) -> dict[str, Any]:
+    """What only methods declare."""
+    facts = {"needs": list(plugin.constants["needs"]), "scope": plugin.scope, "access": plugin.access}
+    return facts | {"training": plugin.training, "cost": plugin.constants.get("cost", {})}
+
+
 def _parameter(parameter: catalogue.Parameter) -> dict[str, Any]:
-    facts = {"default": parameter.default, "low": parameter.low, "high": parameter.high, "log": parameter.log}
+    default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+    facts = {"default": default, "low": parameter.low, "high": parameter.high, "log": parameter.log}
     return facts | {"choices": list(parameter.choices)} if parameter.choices else facts
 
 
 def list_text(kind: str, facts: list[dict[str, Any]]) -> str:
-    """One line per item."""
+    """One line per item, and one for each of its parameters."""
     if kind == "columns":
         return "\n".join(
             f"{row['table']:<8} {row['name']:<24} {row['type']:<18} {row['unit']:<9} {row['meaning']}"
@@ -173,13 +195,36 @@ def list_text(kind: str, facts: list[dict[str, Any]]) -> str:
     lines = []
     for row in facts:
         lines.append(
-            f"{row['name']:<26} {row['label']:<14} {row['paper']:<18} v{row['version']}  {row['summary']}"
+            f"{row['name']:<34} {row['label']:<14} {row['paper']:<18} v{row['version']}  {row['summary']}"
         )
+        if kind == "methods":
+            lines.append(f"    {'; '.join(f'{name} {text}' for name, text in _method_words(row).items())}")
         lines += [f"    {name} = {p['default']}  ({_range(p)})" for name, p in row["parameters"].items()]
     return re.sub(r" +$", "", "\n".join(lines), flags=re.MULTILINE)
+
+
+def _method_words(row: dict[str, Any]) -> dict[str, str]:
+    """What a method declares, in words: needs, scope, access, training and cost."""
+    passes = [f"{formula} × {name}" for name, formula in row["cost"].items()]
+    words = {"needs": ", ".join(row["needs"]), "scope": row["scope"], "access": row["access"]}
+    words |= {"training": row["training"]} if row["training"] != "plain" else {}
+    return words | {"cost": ", ".join(passes) or "none"}
+
+
+def methods_markdown(facts: list[dict[str, Any]]) -> str:
+    """The methods as a Markdown table."""
+    lines = ["| Method | Label | Paper | Needs | Scope | Access | Cost |", "|" + " --- |" * 7]
+    for row in facts:
+        words = _method_words(row)
+        shown = [f"`{row['name']}`", row["label"], row["paper"]]
+        shown += [words[name] for name in ("needs", "scope", "access", "cost")]
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def _range(parameter: dict[str, Any]) -> str:
     if "choices" in parameter:
         return "one of " + ", ".join(map(str, parameter["choices"]))
+    if parameter["high"] is None:
+        return f"a list of whole numbers from {parameter['low']}"
     return f"{parameter['low']} – {parameter['high']}{', log' if parameter['log'] else ''}"

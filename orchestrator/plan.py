@@ -2,14 +2,15 @@
 
 Main track: one fixed split; per seed a base, per forget recipe a retrain and an unlearn task for each method.
 Audit track: per complementary pair two bases; per forget set of a base an unlearn task for each method, and a
-retrain for the first `retrains` of them (spec: attacks, the cross design).
+retrain for the first `retrains` of them (spec: attacks, the cross design). A method that needs bases trained
+in another way gets bases and retrains of its own; one that is not made for a forget recipe is not run on it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -45,30 +46,51 @@ class Task:
             "architecture": spec["architecture"]["name"],
             "forget": forget_label(spec.get("forget")),
             "method": spec["method"]["name"] if "method" in spec else "",
+            "training": _training(spec),
             "seed": spec["seed"],
             "forget_index": draw["index"] if draw else -1,
             "parents": [spec["base"]] if "base" in spec else [],
         }
 
 
+TRACKS = ("main", "audit")
+SCOPES = {"random": "random samples only", "class": "whole classes only"}
 Key = tuple[str, int, int]  # track, seed (audit track: number of the base), forget set
+
+
+PLAIN = "plain"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with its hyper-parameters in a cell, and its tasks."""
+    """A method with its hyper-parameters in a cell, and its tasks.
+
+    training: the training recipe of its bases, 'plain' or e.g. 'mnemonic(t_mix=0.3)'. Options of the grid
+    that are not at their neutral value stand among the hyper-parameters.
+    """
 
     method: str
     version: int
     hyperparameters: dict[str, Any]
     tasks: dict[Key, str]
+    training: str = PLAIN
+
+
+@dataclass(frozen=True)
+class References:
+    """The bases and the retrains of one training recipe. A base has no forget set, so all keys
+    (track, seed, forget set) of one (track, seed) map to the same base.
+    """
+
+    bases: dict[Key, str]
+    retrains: dict[Key, str]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One table of the report: (dataset, architecture, training recipes, forget recipe) and its tasks.
 
-    A base has no forget set, so all keys (track, seed, forget set) of one (track, seed) map to the same base.
+    bases, retrains: those of plain training; `changed` holds those of other training recipes.
     """
 
     id: str
@@ -79,52 +101,78 @@ class Cell:
     bases: dict[Key, str]
     retrains: dict[Key, str]
     variants: list[Variant]
+    changed: dict[str, References] = field(default_factory=dict)
+
+    def references(self, training: str) -> References:
+        """The bases and retrains of a training recipe."""
+        return References(self.bases, self.retrains) if training == PLAIN else self.changed[training]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All tasks of a grid, every base before what starts from it, and the cells they make up."""
+    """All tasks of a grid, every base before what starts from it, and the cells they make up.
+
+    impossible: tasks that cannot run, as the method is not made for the forget recipe, with the reason.
+    """
 
     grid: Grid
     tasks: list[Task]
     cells: list[Cell]
+    impossible: list[tuple[Task, str]] = field(default_factory=list)
 
     @cached_property
     def by_id(self) -> dict[str, Task]:
         return {task.id: task for task in self.tasks}
 
+    def runs(self, variant: Variant) -> bool:
+        """Whether a method can run in its cell."""
+        return any(task in self.by_id for task in variant.tasks.values())
+
     def counts(self) -> dict[str, int]:
         """Tasks per kind, tuning trials, and the models it would be without shared bases and retrains."""
         kinds = Counter(task.kind for task in self.tasks)
-        studies = len(self.cells) * len(self.grid.methods)
+        studies = sum(self.runs(variant) for cell in self.cells for variant in cell.variants)
         return {
             "tasks": len(self.tasks),
             "base": kinds["base"],
             "retrain": kinds["retrain"],
             "unlearn": kinds["unlearn"],
+            "skipped": len(self.impossible),
             "tune_trials": studies * self.grid.tune.trials if self.grid.tune else 0,
             "unshared_tasks": 3 * kinds["unlearn"],
         }
+
+
+def _training(spec: dict[str, Any]) -> str:
+    """The training recipe of a task's model, or of the base it starts from."""
+    if "method" in spec:
+        return catalogue.plugins("methods")[spec["method"]["name"]].training
+    return next((name for name in catalogue.TRAININGS if name in spec["training"]), PLAIN)
 
 
 def forget_label(recipe: dict[str, Any] | None) -> str:
     """'random(fraction=0.1)' for a forget recipe, '' for none."""
     if recipe is None:
         return ""
-    inside = ", ".join(f"{key}={value}" for key, value in sorted(recipe["parameters"].items()))
-    return f"{recipe['name']}({inside})"
+    return f"{recipe['name']}({_inside(recipe['parameters'])})"
+
+
+def _inside(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(values.items()) if key != "version")
 
 
 def make_plan(grid: Grid) -> Plan:
     """The tasks and cells of a grid."""
     cells: list[Cell] = []
     tasks: dict[str, Task] = {}
+    impossible: dict[str, tuple[Task, str]] = {}
     for dataset in grid.datasets:
         for architecture in grid.architectures:
             builder = _Builder(grid, dataset, architecture)
             cells += [builder.cell(choice) for choice in grid.forget]
             tasks |= builder.tasks
-    return Plan(grid, list(tasks.values()), cells)
+            impossible |= builder.impossible
+    return Plan(grid, list(tasks.values()), cells, list(impossible.values()))
 
 
 class _Builder:
@@ -133,11 +181,12 @@ class _Builder:
     def __init__(self, grid: Grid, dataset: str, architecture: str) -> None:
         self.grid, self.dataset, self.architecture = grid, dataset, architecture
         self.tasks: dict[str, Task] = {}
+        self.impossible: dict[str, tuple[Task, str]] = {}
         self.common = {
             "dataset": _versioned("datasets", dataset),
             "architecture": _versioned("architectures", architecture),
         }
-        self.recipes = {track: grid.recipe(dataset, architecture, track) for track in ("main", "audit")}
+        self.recipes = {track: grid.recipe(dataset, architecture, track) for track in TRACKS}
         self.methods = {choice.name: _with_defaults("methods", choice) for choice in grid.methods}
 
     def add(self, spec: dict[str, Any]) -> str:
@@ -147,62 +196,100 @@ class _Builder:
 
     def cell(self, choice: Choice) -> Cell:
         forget = _with_defaults("forget", choice)
+        constants = catalogue.plugins("forget")[choice.name].constants
         identity = {**self.common, "recipes": self.recipes, "forget": forget, "val": self.grid.val_fraction}
+        sets = self._forget_sets(choice.name)
+        wanted = self.grid.audit.retrains_per_base if self.grid.audit else 0
         cell = Cell(
             id=digest(identity),
             dataset=self.dataset,
             architecture=self.architecture,
             forget=forget_label(forget),
-            retrains_per_base=self.grid.audit.retrains_per_base if self.grid.audit else 0,
+            retrains_per_base=min(wanted, sets),
             bases={},
             retrains={},
-            variants=[
-                Variant(name, method["version"], method["hyperparameters"], {})
-                for name, method in self.methods.items()
-            ],
+            variants=[],
         )
-        for place in self._places():
-            self._fill(cell, forget, place)
+        fitting: dict[str, list[Variant]] = {PLAIN: []}  # by the training recipe that they need
+        for name in self.methods:
+            method = catalogue.plugins("methods")[name]
+            variant = self._variant(method)
+            cell.variants.append(variant)
+            if method.scope in ("both", constants["scope"]):
+                fitting.setdefault(method.training, []).append(variant)
+            else:
+                self._skip(variant, forget, method.scope)
+        for place in self._places(sets):
+            for training, variants in fitting.items():
+                self._fill(cell, forget, place, training, variants)
         return cell
 
-    def _places(self) -> Iterator[_Place]:
+    def _forget_sets(self, forget: str) -> int:
+        """Forget sets per base of the audit track: one where whole classes go."""
+        whole = catalogue.plugins("forget")[forget].scope == "class"
+        return 0 if self.grid.audit is None else 1 if whole else self.grid.audit.forget_sets
+
+    def _variant(self, method: catalogue.Plugin) -> Variant:
+        values = self.methods[method.name]["hyperparameters"]
+        augment = {} if self.grid.augment_unlearning else {"augment": False}
+        label = PLAIN
+        if method.training != PLAIN:
+            own = self.grid.recipe(self.dataset, self.architecture, "main", method.training)[method.training]
+            label = f"{method.training}({_inside(own)})"
+        return Variant(method.name, method.version, values | augment, {}, label)
+
+    def _skip(self, variant: Variant, forget: dict[str, Any], scope: str) -> None:
+        """Note that a method cannot run on a forget recipe, as a task for each seed of the main track."""
+        reason = f"{variant.method} forgets {SCOPES[scope]}, and the forget recipe is {forget_label(forget)}"
+        for place in self._places(0):
+            spec = {**self.common, "members": place.members, "seed": place.seed, "kind": "unlearn"}
+            spec |= {"forget": forget, "method": self.methods[variant.method]}
+            task = Task(digest(spec), spec)
+            variant.tasks[place.track, place.seed, 0] = task.id
+            self.impossible[task.id] = (task, reason)
+
+    def _places(self, audit_sets: int) -> Iterator[_Place]:
         val = {"val_fraction": self.grid.val_fraction}
         for seed in self.grid.seeds:
             yield _Place("main", seed, {"track": "main", **val}, 1, True)
         audit = self.grid.audit
-        for base in range(2 * audit.pairs if audit else 0):
+        for base in range(2 * audit.pairs if audit and audit_sets else 0):
             members = {"track": "audit", **val, "pair": base // 2, "half": base % 2}
-            yield _Place("audit", base, members, audit.forget_sets if audit else 0, False)
+            yield _Place("audit", base, members, audit_sets, False)
 
-    def _fill(self, cell: Cell, forget: dict[str, Any], place: _Place) -> None:
-        """Add the base of one place and everything that starts from its members."""
+    def _fill(
+        self, cell: Cell, forget: dict[str, Any], place: _Place, training: str, variants: list[Variant]
+    ) -> None:
+        """Add the base of one place and training recipe, and everything that starts from its members."""
         names = (self.dataset, self.architecture, place.track, place.seed)
-        training = self.recipes[place.track]
+        recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
         common = {**self.common, "members": place.members, "seed": place.seed}
-        base_seeds = {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")}
-        base = self.add({**common, "kind": "base", "training": training, "seeds": base_seeds})
-        starts = {"base": base, "augment": training["augment"], "precision": training["precision"]}
+        codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
+        seeds = {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
+        base = self.add({**common, "kind": "base", "training": recipe, "seeds": seeds})
+        references = cell.references(PLAIN)
+        if training != PLAIN:
+            references = cell.changed.setdefault(variants[0].training, References({}, {}))
         for index in range(place.forget_sets):
             draw = None if place.fixed else {"index": index, "of": place.forget_sets}
-            recipe = present({**forget, "draw": draw})
+            chosen = present({**forget, "draw": draw})
             key = (place.track, place.seed, index)
-            cell.bases[key] = base
+            references.bases[key] = base
             if place.fixed or index < cell.retrains_per_base:
-                seeds = self._retrain_seeds(names, index, place, base_seeds)
-                cell.retrains[key] = self.add(
-                    {**common, "kind": "retrain", "forget": recipe, "training": training, "seeds": seeds}
+                own = self._retrain_seeds(names, index, place, seeds) | codes
+                references.retrains[key] = self.add(
+                    {**common, "kind": "retrain", "forget": chosen, "training": recipe, "seeds": own}
                 )
-            for variant in cell.variants:
-                seeds = {"unlearn": derived_seed("unlearn", *names, cell.forget, index, variant.method)}
-                method = self.methods[variant.method]
+            starts = {**common, "base": base, "precision": recipe["precision"], "forget": chosen}
+            for variant in variants:
+                own = {"unlearn": derived_seed("unlearn", *names, cell.forget, index, variant.method)}
                 variant.tasks[key] = self.add(
                     {
-                        **common,
                         **starts,
                         "kind": "unlearn",
-                        "forget": recipe,
-                        "method": method,
-                        "seeds": seeds,
+                        "augment": recipe["augment"] and self.grid.augment_unlearning,
+                        "method": self.methods[variant.method],
+                        "seeds": own,
                     }
                 )
 
@@ -235,30 +322,5 @@ def _versioned(kind: str, name: str) -> dict[str, Any]:
 
 def _with_defaults(kind: str, choice: Choice) -> dict[str, Any]:
     """A plug-in's name, version and all its parameters, those the grid leaves out at their defaults."""
-    declared = catalogue.plugins(kind)[choice.name].parameters
-    values = {name: choice.parameters.get(name, parameter.default) for name, parameter in declared.items()}
+    values = catalogue.with_defaults(kind, choice.name, choice.parameters)
     return {**_versioned(kind, choice.name), "hyperparameters" if kind == "methods" else "parameters": values}
-
-
-# ---- cost ------------------------------------------------------------------------------------------------
-
-
-def cost_hours(tasks: Iterable[Task], timed: Iterable[dict[str, Any]]) -> float | None:
-    """Device hours the tasks take at the mean seconds of timed runs; None if some kind of task was never
-    timed.
-
-    timed: rows with kind, method, dataset, architecture, track, wall_s, evaluate_s. A method never timed on
-    an architecture is not guessed.
-    """
-    total: dict[tuple[str, ...], list[float]] = {}
-    for row in timed:
-        key = tuple(str(row[name]) for name in ("kind", "method", "dataset", "architecture", "track"))
-        total.setdefault(key, []).append((row["wall_s"] or 0.0) + (row["evaluate_s"] or 0.0))
-    seconds = 0.0
-    for task in tasks:
-        columns = task.columns()
-        key = tuple(str(columns[name]) for name in ("kind", "method", "dataset", "architecture", "track"))
-        if key not in total:
-            return None
-        seconds += sum(total[key]) / len(total[key])
-    return seconds / 3600

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.keys import digest
-from orchestrator.plan import Cell, Key, Plan, Variant
+from orchestrator.plan import Cell, Key, Plan, References, Variant
 from orchestrator.provenance import commit
 from orchestrator.store import Store
 
@@ -51,9 +51,9 @@ def recall(store: Store) -> list[Cell]:
 def _merged(old: Cell, new: Cell) -> Cell:
     if 0 < _forget_sets(new) != _forget_sets(old):  # another partition of the members: no common audit
         old = _without_audit(old)
-    variants = {digest([v.method, v.hyperparameters]): v for v in old.variants}
+    variants = {digest([v.method, v.hyperparameters, v.training]): v for v in old.variants}
     for variant in new.variants:
-        key = digest([variant.method, variant.hyperparameters])
+        key = digest([variant.method, variant.hyperparameters, variant.training])
         known = variants.get(key)
         if known is not None and known.version == variant.version:
             known.tasks.update(variant.tasks)
@@ -68,7 +68,18 @@ def _merged(old: Cell, new: Cell) -> Cell:
         old.bases | new.bases,
         old.retrains | new.retrains,
         list(variants.values()),
+        {
+            training: References(
+                {**_known(old, training).bases, **_known(new, training).bases},
+                {**_known(old, training).retrains, **_known(new, training).retrains},
+            )
+            for training in {**old.changed, **new.changed}
+        },
     )
+
+
+def _known(cell: Cell, training: str) -> References:
+    return cell.changed.get(training, References({}, {}))
 
 
 def _forget_sets(cell: Cell) -> int:
@@ -81,8 +92,15 @@ def _without_audit(cell: Cell) -> Cell:
         return {key: task for key, task in tasks.items() if key[0] == "main"}
 
     variants = [replace(variant, tasks=main(variant.tasks)) for variant in cell.variants]
-    bases, retrains = main(cell.bases), main(cell.retrains)
-    return replace(cell, retrains_per_base=0, bases=bases, retrains=retrains, variants=variants)
+    changed = {name: References(main(r.bases), main(r.retrains)) for name, r in cell.changed.items()}
+    return replace(
+        cell,
+        retrains_per_base=0,
+        bases=main(cell.bases),
+        retrains=main(cell.retrains),
+        variants=variants,
+        changed=changed,
+    )
 
 
 def _to_json(cell: Cell) -> dict[str, Any]:
@@ -93,6 +111,7 @@ def _to_json(cell: Cell) -> dict[str, Any]:
             "version": v.version,
             "hyperparameters": v.hyperparameters,
             "tasks": _pairs(v.tasks),
+            "training": v.training,
         }
         for v in cell.variants
     ]
@@ -102,15 +121,21 @@ def _to_json(cell: Cell) -> dict[str, Any]:
         "bases": _pairs(cell.bases),
         "retrains": _pairs(cell.retrains),
         "variants": variants,
+        "changed": {
+            name: {"bases": _pairs(r.bases), "retrains": _pairs(r.retrains)}
+            for name, r in cell.changed.items()
+        },
     }
 
 
 def _from_json(facts: dict[str, Any]) -> Cell:
-    variants = [
-        Variant(v["method"], v["version"], v["hyperparameters"], _map(v["tasks"])) for v in facts["variants"]
-    ]
-    maps = {"bases": _map(facts["bases"]), "retrains": _map(facts["retrains"]), "variants": variants}
-    return Cell(**(facts | maps))
+    variants = [Variant(**(v | {"tasks": _map(v["tasks"])})) for v in facts["variants"]]
+    changed = {
+        name: References(_map(maps["bases"]), _map(maps["retrains"]))
+        for name, maps in facts.get("changed", {}).items()
+    }
+    maps = {"bases": _map(facts["bases"]), "retrains": _map(facts["retrains"])}
+    return Cell(**(facts | maps | {"variants": variants, "changed": changed}))
 
 
 def _pairs(tasks: dict[Key, str]) -> list[list[Any]]:

@@ -45,6 +45,7 @@ class Column:
         "mean"  # mean ± half-width; 'range': value [low, high]; 'bare': no interval; 'plain': as it is
     )
     decimals: int = 3
+    optional: bool = False  # left out of a cell in which no row has a value
 
 
 COLUMNS = (
@@ -60,18 +61,36 @@ COLUMNS = (
     Column("ra", "RA", "accuracy on the retain set"),
     Column("fa", "FA", "accuracy on the forget set"),
     Column("ta", "TA", "accuracy on the test set"),
+    Column("ef", "E_F", "error on the test samples of the forgotten classes; 1 is best", optional=True),
+    Column("ar", "A_R", "accuracy on the test samples of the other classes", optional=True),
     Column(
         "ret_dev",
         "RetDev",
-        "|RA/RA_R − 1| + |FA/FA_R − 1| + |TA/TA_R − 1| against the retrain R of the seed; 0 is best",
+        "|RA/RA_R − 1| + |FA/FA_R − 1| + |TA/TA_R − 1| against the plainly trained retrain R of the seed; 0"
+        " is best. Where FA_R is 0, as when a class was forgotten, |FA| stands for its term",
+    ),
+    Column(
+        "ret_dev_own",
+        "RetDev, own",
+        "the same against a retrain trained as the method's base was, e.g. with mnemonic codes",
+        optional=True,
     ),
     Column(
         "indisc",
         "Indisc",
-        "1 − |2·accuracy − 1| of a loss threshold that tells forget set from test set; 1 is best",
+        "1 − |2·accuracy − 1| of a loss threshold that tells forget set from test set (from the test samples"
+        " of the same classes, where whole classes were forgotten); 1 is best",
     ),
     Column("rte", "RTE", "seconds of retraining / seconds of the method, same seed", decimals=2),
     Column("wall_s", "Seconds", "training or unlearning alone, mean over seeds", "bare", 2),
+    Column(
+        "prepaid_s",
+        "Pre-paid seconds",
+        "paid before the deletion request: training of the base, where the method needs another training",
+        "bare",
+        2,
+        optional=True,
+    ),
     Column(
         "auc_forgotten_vs_retrained",
         "AUC forgotten/retrained",
@@ -143,7 +162,25 @@ def shown(row: dict[str, Any], column: Column) -> str:
 
 def _notes(row: dict[str, Any]) -> list[str]:
     counts = [f"{count:,} {status}" for status, count in row["failed"].items()]
+    counts += [f"{count:,} warned" for count in row["warnings"].values()]
     return [*row["flags"], *counts, *([f"{row['missing']:,} not run"] if row["missing"] else [])]
+
+
+def columns(cell: CellReport) -> list[Column]:
+    """The columns of a cell's table."""
+    rows = cell.rows
+    return [c for c in COLUMNS if not c.optional or any(row[c.key] is not None for row in rows)]
+
+
+def prices(cell: CellReport) -> list[str]:
+    """One line for each other training recipe: what it costs before anything is deleted."""
+    column = Column("utility_price", "", "")
+    return [
+        f"Price of {row['training']} training before any deletion: TA lower by {shown(row, column)}"
+        " than that of plain training, same seeds."
+        for row in cell.rows
+        if row["utility_price"] is not None
+    ]
 
 
 def title(cell: CellReport) -> str:
@@ -165,7 +202,7 @@ def caption(cell: CellReport) -> str:
 
 
 def failures(cell: CellReport) -> list[str]:
-    """One line for each way in which runs of a row failed."""
+    """One line for each way in which runs of a row failed or warned."""
     return [line for entry in cell.entries for line in _failure_lines(entry)]
 
 
@@ -175,6 +212,8 @@ def _failure_lines(entry: Entry) -> list[str]:
         why = f": {failure.reason}" if failure.reason else ""
         log = f" (first log: {failure.log})" if failure.log else ""
         lines.append(f"{entry.row['label']}: {failure.count:,} {failure.status}{why}{log}")
+    for text, count in entry.row["warnings"].items():
+        lines.append(f"{entry.row['label']}: {count:,} warned: {text}")
     return lines
 
 
@@ -184,7 +223,8 @@ def _failure_lines(entry: Entry) -> list[str]:
 def _markdown(report: Report) -> str:
     blocks = ["# Lethe report", *map(_markdown_cell, report.cells)]
     if report.cells:
-        meanings = [f"- **{_md(column.head)}**: {_md(column.meaning)}" for column in COLUMNS]
+        used = {column.key for cell in report.cells for column in columns(cell)}
+        meanings = [f"- **{_md(c.head)}**: {_md(c.meaning)}" for c in COLUMNS if c.key in used]
         blocks.append(
             "\n".join(["## How to read the tables", "", _md(f"Values: {INTERVALS}"), "", *meanings])
         )
@@ -197,10 +237,14 @@ def _markdown(report: Report) -> str:
 
 def _markdown_cell(cell: CellReport) -> str:
     lines = [f"## {_md(title(cell))}", "", f"{caption(cell)} Cell `{cell.cell.id}`.", ""]
-    lines += [_md_row([column.head for column in COLUMNS]), "|" + " --- |" * len(COLUMNS)]
-    lines += [_md_row([shown(row, column) for column in COLUMNS]) for row in cell.rows]
+    used = columns(cell)
+    lines += [_md_row([column.head for column in used]), "|" + " --- |" * len(used)]
+    lines += [_md_row([shown(row, column) for column in used]) for row in cell.rows]
+    lines += [f"\n{_md(line)}" for line in prices(cell)]
     failed = failures(cell)
-    lines += ["", "Not finished:", "", *(f"- {_md(line)}" for line in failed)] if failed else []
+    lines += (
+        ["", "Not finished, or with a warning:", "", *(f"- {_md(line)}" for line in failed)] if failed else []
+    )
     return "\n".join(lines)
 
 
@@ -236,22 +280,25 @@ def _latex(report: Report) -> str:
 
 
 def _latex_cell(cell: CellReport) -> str:
-    rows = [[_tex(shown(row, column)) for column in COLUMNS] for row in cell.rows]
+    used = columns(cell)
+    rows = [[_tex(shown(row, column)) for column in used] for row in cell.rows]
     body = [" & ".join(row) + r" \\" for row in rows]
+    references = sum(row["kind"] != "unlearn" for row in cell.rows)
+    notes = " ".join([caption(cell), *prices(cell)])
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_tex(title(cell))}. {_tex(caption(cell))}}}",
+            rf"\caption{{{_tex(title(cell))}. {_tex(notes)}}}",
             rf"\label{{tab:{cell.cell.id}}}",
             r"\resizebox{\textwidth}{!}{%",
-            rf"\begin{{tabular}}{{rll{'r' * (len(COLUMNS) - 3)}}}",
+            rf"\begin{{tabular}}{{rll{'r' * (len(used) - 3)}}}",
             r"\toprule",
-            " & ".join(_tex(column.head) for column in COLUMNS) + r" \\",
+            " & ".join(_tex(column.head) for column in used) + r" \\",
             r"\midrule",
-            *body[:2],
+            *body[:references],
             r"\midrule",
-            *body[2:],
+            *body[references:],
             r"\bottomrule",
             r"\end{tabular}}",
             r"\end{table}",
@@ -300,7 +347,7 @@ def _html(report: Report) -> str:
     drawn = any(cell["figures"] for cell in cells)
     return environment.get_template("report.html.j2").render(
         cells=cells,
-        columns=COLUMNS,
+        columns=[c for c in COLUMNS if any(c in cell["columns"] for cell in cells)],
         intervals=INTERVALS,
         rule=RULE,
         empty=NO_RESULTS,
@@ -319,21 +366,23 @@ def _html_cell(cell: CellReport) -> dict[str, Any]:
         "architecture": cell.cell.architecture,
         "forget": cell.cell.forget,
         "caption": caption(cell),
-        "references": [_html_row(row) for row in cell.rows if row["kind"] != "unlearn"],
-        "methods": [_html_row(row) for row in cell.rows if row["kind"] == "unlearn"],
+        "columns": columns(cell),
+        "prices": prices(cell),
+        "references": [_html_row(row, columns(cell)) for row in cell.rows if row["kind"] != "unlearn"],
+        "methods": [_html_row(row, columns(cell)) for row in cell.rows if row["kind"] == "unlearn"],
         "failures": failures(cell),
         "figures": figures.of_cell(cell),
     }
 
 
-def _html_row(row: dict[str, Any]) -> dict[str, Any]:
+def _html_row(row: dict[str, Any], used: list[Column]) -> dict[str, Any]:
     pairs = (row["hyperparameters"] or {}).items()
     return {
         "kind": row["kind"],
         "hint": ", ".join([row["method"], *(f"{name}={value}" for name, value in pairs)]),
         "flags": row["flags"],
         "counts": _notes(row)[len(row["flags"]) :],
-        "values": [_html_value(row, column) for column in COLUMNS],
+        "values": [_html_value(row, column) for column in used],
     }
 
 

@@ -22,15 +22,15 @@ from attacks import population_loss, ulira
 from orchestrator import audit, catalogue, plans
 from orchestrator.audit import Reader, Row, rows_of
 from orchestrator.keys import canonical
-from orchestrator.plan import Cell, Key
+from orchestrator.plan import PLAIN, Cell, Key
 from orchestrator.store import Store
 from workers.designs import FORGET, RETAIN
 
 COMPARISONS = ("forgotten_vs_retrained", "forgotten_vs_never", "fingerprint")
 LEAKAGE = "auc_forgotten_vs_retrained"
-SEEDED = ("ra", "fa", "va", "ta", "ret_dev", "indisc", "rte", "wall_s")
-MEASURED = ("ra", "fa", "va", "ta", "wall_s")
-LEDGER = (*MEASURED, "kind", "status", "reason", "log", "device", "commit", "versions")
+MEASURED = ("ra", "fa", "va", "ta", "ef", "ar", "wall_s", "prepaid_s")
+SEEDED = (*MEASURED, "ret_dev", "ret_dev_own", "indisc", "rte", "utility_price")
+LEDGER = (*MEASURED, "kind", "status", "reason", "warnings", "log", "device", "commit", "versions")
 UTILITY_MARGIN = 0.1  # a method whose TA is further below that of retraining has lost its utility
 UTILITY_LOST, OVER_FORGETS = "utility lost", "over-forgetting leaks too"
 
@@ -101,15 +101,19 @@ class Ledger:
         return {name: _finite(self.runs[task][name]) for name in MEASURED}
 
     def base_accuracies(self, row: Row, key: Key, task: str) -> Values:
-        """RA and FA of a base against the forget set of one cell: its own row knows no forget set."""
+        """RA, FA, E_F and A_R of a base against the forget set of one cell: its own row knows none."""
         tasks = (row.cell.retrains, *(variant.tasks for variant in row.cell.variants))
-        found = (self.reader.states(of[key]) for of in tasks if key in of)
-        states = next((known for known in found if known is not None), None)
-        correct = self.reader.scores([task], "correct").get(task)
-        if states is None or correct is None:
+        known = (of[key] for of in tasks if key in of and self.reader.states(of[key]) is not None)
+        other, correct = next(known, None), self.reader.scores([task], "correct").get(task)
+        states = None if other is None else self.reader.states(other)
+        if other is None or states is None or correct is None:
             return {"ra": None, "fa": None}
-        pool = correct[: len(states)]
-        return {"ra": _share(pool[states == RETAIN]), "fa": _share(pool[states == FORGET])}
+        pool, test = correct[: len(states)], correct[len(states) :]
+        values = {"ra": _share(pool[states == RETAIN]), "fa": _share(pool[states == FORGET])}
+        gone = self.reader.forgotten_classes(other)
+        if gone is not None and len(gone):
+            values |= {"ef": _share(~test[gone]), "ar": _share(test[~gone])}
+        return values
 
 
 # ---- one row -----------------------------------------------------------------------------------------------
@@ -157,6 +161,7 @@ def _entry(ledger: Ledger, row: Row, label: str, audits: list[dict[str, Any]]) -
         "cell": row.cell.id,
         "kind": row.kind,
         "method": row.method or row.kind,
+        "training": row.training,
         "label": label,
         "hyperparameters": row.hyperparameters,
         "rank": None,
@@ -170,6 +175,7 @@ def _entry(ledger: Ledger, row: Row, label: str, audits: list[dict[str, Any]]) -
     facts |= {"indisc_retrain": None, "ta_below_retrain": sum(lost) / len(lost) if lost else None}
     facts |= _audit_columns(curves)
     facts |= {"failed": {failure.status: failure.count for failure in failures}, "missing": missing}
+    facts["warnings"] = _warnings(ledger, row)
     return Entry(facts, curves, failures)
 
 
@@ -182,7 +188,14 @@ def _seed_values(ledger: Ledger, row: Row) -> dict[int, Values]:
             continue
         if row.kind == "base":
             own |= ledger.base_accuracies(row, key, task)
-        found[key[1]] = own | _against(own, ledger.measured(row.cell.retrains.get(key)), row.kind)
+        own |= _against(own, ledger.measured(row.cell.retrains.get(key)), row.kind)
+        alike: Values = {"ret_dev": None}
+        plain = None
+        if row.training != PLAIN:
+            alike = _against(own, ledger.measured(row.references.retrains.get(key)), row.kind)
+            plain = ledger.measured(row.cell.bases.get(key)) if row.kind == "base" else None
+        price = _difference(plain["ta"] if plain else None, own["ta"])
+        found[key[1]] = own | {"ret_dev_own": alike["ret_dev"], "utility_price": price}
     return found
 
 
@@ -190,14 +203,24 @@ def _against(own: Values, retrain: Values | None, kind: str) -> Values:
     """RetDev, RTE and the loss of test accuracy of one run against the retrain of its seed (benchmark §5)."""
     if retrain is None:
         return {"ret_dev": None, "rte": None, "ta_lost": None}
-    ratios = [_ratio(own[name], retrain[name]) for name in ("ra", "fa", "ta")]
-    known = [abs(ratio - 1) for ratio in ratios if ratio is not None]
-    mine, theirs = own["ta"], retrain["ta"]
+    deviations = [_deviation(own[name], retrain[name]) for name in ("ra", "fa", "ta")]
+    known = [deviation for deviation in deviations if deviation is not None]
     return {
-        "ret_dev": sum(known) if len(known) == len(ratios) else None,
+        "ret_dev": sum(known) if len(known) == len(deviations) else None,
         "rte": None if kind == "base" else _ratio(retrain["wall_s"], own["wall_s"]),
-        "ta_lost": None if mine is None or theirs is None else theirs - mine,
+        "ta_lost": _difference(retrain["ta"], own["ta"]),
     }
+
+
+def _deviation(value: float | None, reference: float | None) -> float | None:
+    """|value/reference − 1|; where the reference is 0, as FA of a retrain without a class, the difference."""
+    if value is None or reference is None:
+        return None
+    return abs(value / reference - 1) if reference else abs(value)
+
+
+def _difference(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
 
 
 def _audit_columns(curves: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -233,12 +256,18 @@ def _unfinished(ledger: Ledger, row: Row) -> tuple[list[Failure], int]:
     return failures, sum(task not in ledger.runs for task in tasks)
 
 
+def _warnings(ledger: Ledger, row: Row) -> dict[str, int]:
+    """What the row's runs warned of, and how many did."""
+    runs = (ledger.runs[task] for task in dict.fromkeys(row.tasks.values()) if task in ledger.runs)
+    return dict(Counter(run["warnings"] for run in runs if run["warnings"]))
+
+
 def _labels(rows: list[Row]) -> list[str]:
     """The shown names; variants of one method are told apart by the hyper-parameters in which they differ."""
     known, labels = catalogue.plugins("methods"), []
     for row in rows:
         if row.kind != "unlearn":
-            labels.append(row.kind.capitalize())
+            labels.append(row.kind.capitalize() + (f", {row.training}" if row.training != PLAIN else ""))
             continue
         label = known[row.method].label if row.method in known else row.method
         mine = row.hyperparameters or {}
@@ -250,7 +279,7 @@ def _labels(rows: list[Row]) -> list[str]:
 
 
 def _identity(columns: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(columns[name] for name in ("cell", "kind", "method", "hyperparameters"))
+    return tuple(columns[name] for name in ("cell", "kind", "method", "training", "hyperparameters"))
 
 
 # ---- rank and flags ----------------------------------------------------------------------------------------
@@ -325,7 +354,7 @@ def _provenance(store: Store, ledger: Ledger) -> dict[str, Any]:
     """Counts, code versions, devices and commands behind a store."""
     runs = list(ledger.runs.values())
     stored = plans.stored(store)
-    versions = [json.loads(text) for text in _distinct(runs, "versions")]
+    versions = [json.loads(text) for text in _distinct([r for r in runs if r["device"]], "versions")]
     return {
         "results": without_secrets(store.uri),
         "recorded": len(runs),

@@ -33,13 +33,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: tasks of the grid, done, failures as rows of the ledger, and the seconds it took."""
+    """How a run ended: tasks of the grid, done, failures as rows of the ledger, and the seconds it took.
+
+    impossible: why some combinations of the grid cannot run; these are no failures.
+    """
 
     total: int
     done: int
     ran: int
     failures: list[dict[str, Any]]
     seconds: float
+    impossible: list[str]
 
 
 def run_grid(grid: Grid, options: Options) -> Ended:
@@ -98,4 +102,5 @@ def _ended(plan: Plan, store: Store, ran: int, seconds: float) -> Ended:
     columns = ["task_id", "status", "reason", "log", "method", "dataset", "architecture", "kind"]
     rows = [row for row in store.runs(columns).to_pylist() if row["task_id"] in plan.by_id]
     failures = [row for row in rows if row["status"] != "done"]
-    return Ended(len(plan.tasks), len(rows) - len(failures), ran, failures, seconds)
+    reasons = [reason for _, reason in plan.impossible]
+    return Ended(len(plan.tasks), len(rows) - len(failures), ran, failures, seconds, reasons)

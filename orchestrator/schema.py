@@ -134,6 +134,7 @@ DESIGNS = (
     Column("dataset", _text, "", "name of the dataset"),
     Column("members", _text, "", "JSON of the recipe that says who is trained on"),
     Column("forget", _text, "", "JSON of the recipe that says who is forgotten; empty for none"),
+    Column("forget_classes", pa.list_(_i16), "", "classes of which all members are forgotten"),
     Column("n_pool", _i32, "samples", "size of the pool"),
     Column("n_retain", _i32, "samples", "samples in state retain"),
     Column("n_forget", _i32, "samples", "samples in state forget"),

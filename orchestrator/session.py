@@ -79,6 +79,10 @@ class Session:
         self._flushed = time.monotonic()
         for task, reason in self.schedule.skipped:
             self._record(task, "skipped", reason)
+            self._count("skipped")
+        for task, reason in plan.impossible:  # a row says why; nothing ran, nothing failed
+            if task.id not in self._attempts:
+                self._record(task, "skipped", reason)
 
     def note(self, aside: list[str]) -> None:
         """Tell the display of parts that were set aside."""
@@ -108,8 +112,10 @@ class Session:
         if outcome.weights is not None:
             self.store.write_model(task.id, outcome.weights)
         self._record(task, outcome.status, outcome.reason, outcome, retries)
+        self._count(outcome.status)
         for child, reason in self.schedule.finish(task, outcome.status, runner):
             self._record(child, "skipped", reason)
+            self._count("skipped")
         base = task.base or (task.id if task.kind == "base" else None)
         if base is not None and not self.schedule.needs(base) and not self.keep_models:
             self._to_delete.add(base)
@@ -146,6 +152,8 @@ class Session:
             self._designs.add(outcome.design["design"])
             self._new_designs.append(outcome.design)
         self._rows.append(row)
+
+    def _count(self, status: str) -> None:
         if status == "done":
             self.progress.done += 1
         else:

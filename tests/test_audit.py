@@ -90,7 +90,7 @@ def store(weird_tmp_path: Path) -> Store:
 
 def design_of(store: Store, cell: Cell) -> tuple[AuditDesign, Reader]:
     reader = Reader(store)
-    return AuditDesign(reader, cell), reader
+    return AuditDesign(reader, cell, cell.retrains), reader
 
 
 def row_of(cell: Cell, kind: str, method: str = "") -> audit.Row:

@@ -51,9 +51,10 @@ def test_reading_an_attack_equals_importing_it(name: str) -> None:
 
 
 def test_the_version_of_training_is_the_modules() -> None:
-    from workers import train
+    from workers import mnemonic, train
 
-    assert training_version() == train.version
+    assert training_version("plain") == train.version
+    assert training_version("mnemonic") == mnemonic.version
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
@@ -66,7 +67,7 @@ def test_every_file_with_a_plugin_is_found_and_helpers_are_not(kind: str) -> Non
 def test_reading_everything_imports_no_torch() -> None:
     code = (
         "import sys\nfrom orchestrator.catalogue import *\n"
-        "assert all(plugins(kind) for kind in FOLDERS); training_version()\n"
+        "assert all(plugins(kind) for kind in FOLDERS); training_version('plain')\n"
         "tops = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(tops & {'torch', 'ray', 'numpy', 'methods'}))"
     )

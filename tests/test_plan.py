@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import overview, plans
+from orchestrator import plans
 from orchestrator.config import Grid
 from orchestrator.keys import digest
-from orchestrator.plan import Plan, Task, cost_hours, make_plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.store import Store
 from tests.conftest import ROOT, Lethe, grid_data
 
@@ -51,6 +51,7 @@ def test_counts_of_a_grid_by_hand() -> None:
         "base": base,
         "retrain": retrain,
         "unlearn": unlearn,
+        "skipped": 0,
         "tune_trials": models * 2 * 3 * 7,
         "unshared_tasks": 3 * unlearn,  # each unlearned model with a base and a retrain of its own
     }
@@ -240,56 +241,7 @@ def test_a_hundred_thousand_tasks_take_under_five_seconds_and_500_mib() -> None:
     assert facts["heavy"] == []
 
 
-# ---- cost ------------------------------------------------------------------------------------------------
-
-
-def timed(task: Task, wall_s: float | None, evaluate_s: float | None = 0.0) -> dict[str, Any]:
-    return task.columns() | {"wall_s": wall_s, "evaluate_s": evaluate_s}
-
-
-def test_hours_by_hand() -> None:
-    """Two bases at a mean of (10 + 30)/2 + 4 s, two retrains at 20 s, two unlearn tasks at 1 s."""
-    plan = plan_of(audit=None)
-    one = {task.kind: task for task in plan.tasks}
-    rows = [timed(one["base"], 10, 4), timed(one["base"], 30, 4), timed(one["retrain"], 20)]
-    rows.append(timed(one["unlearn"], 1, None))
-    assert cost_hours(plan.tasks, rows) == pytest.approx((2 * 24 + 2 * 20 + 2 * 1) / 3600)
-    assert cost_hours([], rows) == 0
-
-
-def test_no_hours_where_a_kind_of_task_was_never_timed() -> None:
-    plan = plan_of(audit=None, methods=SIX[:2])
-    one = {(task.kind, task.spec.get("method", {}).get("name")): task for task in plan.tasks}
-    rows = [timed(task, 1.0) for task in one.values()]
-    assert cost_hours(plan.tasks, rows) is not None
-    assert cost_hours(plan.tasks, rows[:-1]) is None
-    assert cost_hours(plan.tasks, []) is None
-    audit = plan_of(methods=SIX[:2])
-    assert cost_hours(audit.tasks, rows) is None  # an audit base may train differently: it is not guessed
-
-
-def test_gpu_hours_come_from_gpus_only(tmp_path: Path) -> None:
-    plan, store = plan_of(audit=None), Store.create(str(tmp_path / "results"))
-    rows = [
-        task.columns()
-        | {"status": "done", "attempt": 1, "wall_s": 36.0, "evaluate_s": 0.0, "device": "cpu (x)"}
-        for task in plan.tasks[:3]
-    ]
-    store.write_part("runs", rows, "p")
-    facts = overview.of_plan(plan, store)
-    assert (facts["done"], facts["gpu_hours"], facts["devices"]) == (3, None, ["cpu (x)"])
-    assert facts["device_hours"] == pytest.approx(3 * 0.01)  # the three tasks that are left
-    store.write_part("runs", [row | {"attempt": 2, "device": "NVIDIA X", "wall_s": 3.6} for row in rows], "q")
-    facts = overview.of_plan(plan, store)
-    assert facts["gpu_hours"] == pytest.approx(3 * 0.001)
-
-
-def test_a_failed_task_is_not_done_and_gives_no_time(tmp_path: Path) -> None:
-    plan, store = plan_of(audit=None), Store.create(str(tmp_path / "results"))
-    rows = [task.columns() | {"status": "oom", "attempt": 1, "device": "cpu"} for task in plan.tasks]
-    store.write_part("runs", rows, "p")
-    facts = overview.of_plan(plan, store)
-    assert (facts["done"], facts["device_hours"]) == (0, None)
+# ---- the command line ------------------------------------------------------------------------------------
 
 
 def test_plan_json_has_the_keys_scripts_rely_on(lethe: Lethe, write_grid: Callable[..., Path]) -> None:

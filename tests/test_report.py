@@ -23,6 +23,7 @@ from orchestrator.store import Store, score_folder, score_rows
 from workers.designs import FORGET, OUT, RETAIN, VAL, pack
 
 RETAINED, FORGOTTEN, VALIDATION, TEST = 50, 40, 10, 40
+OPTIONAL = [column for column in report.COLUMNS if column.optional]  # shown where some row has a value
 POOL = RETAINED + FORGOTTEN + VALIDATION
 STATES = np.repeat([RETAIN, FORGET, VAL], [RETAINED, FORGOTTEN, VALIDATION]).astype(np.uint8)
 T_95 = {2: 12.706204736, 3: 4.302652730}  # 0.975 quantile of Student's t for n seeds, from a printed table
@@ -375,7 +376,7 @@ def test_html_is_self_contained_with_each_row_once_per_table(made: Synthetic) ->
     assert "@import" not in text.partition("</style>")[0] and "url(" not in text.partition("</style>")[0]
     (table,) = page.tables
     assert [row[1] for row in table[1:]] == ["Base", "Retrain", "FT"]
-    assert {len(row) for row in table} == {len(report.COLUMNS)}
+    assert {len(row) for row in table} == {len(report.COLUMNS) - len(OPTIONAL)}
     assert table[3][0] == "1" and table[3][7].startswith("0.850 ± ") and table[1][9] == "n/a"
     assert text.count("plotly.js v") == 1 and 'data-kind="scatter"' in text and 'data-kind="roc"' not in text
     assert "data:" not in "".join(page.addresses)
@@ -416,7 +417,9 @@ def test_markdown_and_latex_have_one_table_per_cell(made: Synthetic) -> None:
     markdown = render(made.store, "md")
     assert markdown.count("| # | Method |") == 2 and report.RULE.replace("|", r"\|") in markdown
     tables = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert {line.replace(r"\|", "").count("|") for line in tables} == {len(report.COLUMNS) + 1}
+    assert {line.replace(r"\|", "").count("|") for line in tables} == {
+        len(report.COLUMNS) - len(OPTIONAL) + 1
+    }
     latex = render(made.store, "latex")
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == latex.count(r"\toprule") == 2
     bare = [line.replace(r"\_", "") for line in latex.splitlines() if not line.startswith("%")]

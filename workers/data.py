@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.designs import whole_classes
+
 Batch = tuple[Tensor, ...]
 
 
@@ -178,11 +180,6 @@ class UnlearnData:
     def _allow(self, name: str) -> None:
         if name not in self._needs:
             raise PermissionError(f"the method reads {name} but `needs` is {self._needs}")
-
-
-def whole_classes(labels: np.ndarray, retain: np.ndarray, forget: np.ndarray) -> tuple[int, ...]:
-    """The classes that occur among the forgotten samples and not among the retained ones (index arrays)."""
-    return tuple(np.setdiff1d(labels[forget], labels[retain]).tolist())
 
 
 def _sample_hashes(images: np.ndarray, labels: np.ndarray) -> list[bytes]:

@@ -91,6 +91,11 @@ def build(
     return states
 
 
+def whole_classes(labels: np.ndarray, retain: np.ndarray, forget: np.ndarray) -> tuple[int, ...]:
+    """The classes that occur among the forgotten samples and not among the retained ones (index arrays)."""
+    return tuple(np.setdiff1d(labels[forget], labels[retain]).tolist())
+
+
 def sha256(states: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(states, dtype=np.uint8).tobytes()).hexdigest()
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from methods.base import PRECISION, Diverged, Method, plugin
 from workers import designs
-from workers.data import DeviceDataset, UnlearnData, View, whole_classes
+from workers.data import DeviceDataset, UnlearnData, View
 from workers.evaluate import Scores, class_summary, evaluate, summary
 from workers.mnemonic import MnemonicView, draw_codes
 from workers.train import Recipe, train
@@ -216,7 +216,7 @@ class Design:
     @property
     def forget_classes(self) -> tuple[int, ...]:
         """The classes that are forgotten as a whole."""
-        return whole_classes(self.dataset.host_labels, self.retain, self.forget)
+        return designs.whole_classes(self.dataset.host_labels, self.retain, self.forget)
 
     @property
     def members(self) -> np.ndarray:
@@ -231,6 +231,7 @@ class Design:
             "dataset": self.dataset.name,
             "members": canonical(self.recipe),
             "forget": canonical(self.forget_recipe) if self.forget_recipe else "",
+            "forget_classes": list(self.forget_classes),
             "n_pool": len(self.states),
             "n_retain": int(counts[designs.RETAIN]),
             "n_forget": int(counts[designs.FORGET]),

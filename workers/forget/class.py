@@ -23,6 +23,7 @@ class Class:
     paper = "arXiv:1911.04933"
     version = 1
     scope = "class"
+    share = "classes / num_classes"
 
     classes: tuple[int, ...] = hp((0,), 0)
 

@@ -23,6 +23,7 @@ class Random:
     paper = "arXiv:2410.01276"
     version = 1
     scope = "random"
+    share = "fraction"
 
     fraction: float = hp(0.1, 0.0001, 0.9)
 
