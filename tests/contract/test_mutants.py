@@ -122,3 +122,24 @@ def test_a_shallow_copy_of_the_base_fails(cnn: Toy) -> None:
     with pytest.raises(AssertionError, match="base handed in"):
         checks.check_weights_change(Control, private, CASE, unlearn=shallow_unlearn)
     checks.check_weights_change(Control, cnn, CASE, unlearn=run_task.unlearn)
+
+
+def test_what_is_said_to_draw_nothing_must_draw_nothing(cnn: Toy) -> None:
+    with pytest.raises(AssertionError, match="another seed"):
+        checks.check_seeds(Control, cnn, Case(deterministic=True))
+
+
+@pytest.mark.parametrize(
+    ("cost", "message"),
+    [
+        ({"test": "1"}, "cost is a dict of formulas"),
+        ({"retain": "epochs", "val": "1"}, "val has a cost and is not in needs"),
+        ({"retain": "epochs - 100"}, "cost of retain is -"),
+        ({"retain": "steps"}, "'steps' is no arithmetic"),
+    ],
+)
+def test_a_cost_is_a_formula_of_what_is_read(cost: dict[str, str], message: str) -> None:
+    cls = type("Costly", (Control,), {"cost": cost})
+    with pytest.raises((AssertionError, ValueError), match=message):
+        checks.check_formulas(cls)
+    checks.check_formulas(Control)

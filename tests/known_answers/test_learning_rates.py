@@ -59,7 +59,7 @@ def test_constant(name: str) -> None:
 
 
 def reference_decay(epochs: int, first: int) -> list[int]:
-    """s of each epoch, counted from `first`, in the reference: how many of ⌊E/2⌋, ⌊4E/5⌋, ⌊9E/10⌋ are behind."""
+    """s of each epoch, counted from `first`, in the reference: the marks (half, 80, 90 %) it is beyond."""
     marks = [tenths * epochs // 10 for tenths in (5, 8, 9)]
     return [sum(epoch > mark for mark in marks) for epoch in range(first, epochs + first)]
 
