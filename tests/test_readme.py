@@ -44,6 +44,10 @@ def test_options_named_in_prose_exist(lethe: Lethe) -> None:
     assert not {option for option in options if option not in known}
 
 
+def test_the_table_of_methods_is_what_its_command_prints(lethe: Lethe) -> None:
+    assert lethe("list", "methods", "--markdown").stdout in README
+
+
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`?make ([a-z-]+)", README)):
