@@ -15,8 +15,9 @@ demo: $(READY)
 	$(BIN)/lethe report --format md
 	$(BIN)/lethe report --out report.html
 
+# Two processes, each with whole files: more would starve the Ray clusters that some tests start.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m "long or not long"
