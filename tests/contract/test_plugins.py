@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from methods.base import plugin
-from orchestrator.catalogue import ROOT, plugins
+from orchestrator.catalogue import ROOT, formula, plugins
 from workers import designs
 from workers.data import Arrays
 
@@ -40,6 +40,7 @@ def test_dataset_constants_agree_with_the_catalogue(name: str) -> None:
         "paper",
         "version",
         "num_classes",
+        "pool_size",
         "mean",
         "std",
         "augment_pad",
@@ -53,6 +54,7 @@ def test_dataset_constants_agree_with_the_catalogue(name: str) -> None:
 @pytest.mark.parametrize("name", DATASETS)
 def test_dataset_arrays(name: str, tmp_path: Path) -> None:
     cls, data = DATASETS[name], arrays(name, tmp_path)
+    assert len(data.pool_labels) == cls.pool_size, "plans count training images with it"
     for images, labels in ((data.pool_images, data.pool_labels), (data.test_images, data.test_labels)):
         assert images.dtype == np.uint8 and labels.dtype == np.int64
         assert images.ndim == 4 and images.shape[2] == images.shape[3] and len(images) == len(labels)
@@ -147,6 +149,20 @@ def test_main_track_forgets_members_only_and_the_same_ones_each_time(name: str) 
         gone.any() and np.all(before[gone] == designs.RETAIN) and np.array_equal(states[~gone], before[~gone])
     )
     assert np.array_equal(states, designs.build("toy", LABELS, MAIN, FORGET[name](), name, None))
+
+
+@pytest.mark.parametrize("name", FORGET)
+def test_recipe_says_what_it_forgets_and_how_much(name: str) -> None:
+    """Plans pair methods by `scope` and count images by `share`, in which a list stands for its length."""
+    declared = plugins("forget")[name]
+    assert declared.constants["scope"] in ("random", "class") and FORGET[name].scope == declared.scope
+    defaults = {key: p.default for key, p in declared.parameters.items()}
+    sizes = {key: len(v) if isinstance(v, tuple) else v for key, v in defaults.items()}
+    equal = np.repeat(np.arange(5), 100)  # classes of one size
+    gone = FORGET[name]().draw(equal, np.ones(500, dtype=bool), np.random.default_rng(0))
+    assert gone.mean() == pytest.approx(formula(FORGET[name].share, sizes | {"num_classes": 5}))
+    whole = set(equal[gone]) - set(equal[~gone])
+    assert bool(whole) == (declared.scope == "class")
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5])
