@@ -82,6 +82,8 @@ class Comparison:
     roc_low: Floats = field(repr=False)
     roc_high: Floats = field(repr=False)
     auc_replicates: Floats = field(repr=False)  # (replicates,); same seed and pairs: paired
+    llr_positive: Floats = field(repr=False)  # (k, n): the evidence behind it all, NaN = not scored
+    llr_negative: Floats = field(repr=False)
 
 
 class _Shrinkage(NamedTuple):
@@ -145,6 +147,8 @@ def compare(
         nu0_positive=shrinkages[0].prior.nu0,
         nu0_negative=shrinkages[1].prior.nu0,
         collapsed=_collapsed(moments, shrinkages),
+        llr_positive=llr_high,
+        llr_negative=llr_low,
         **_loss_estimates(*phi, weights, level),
         **_estimates(llr_high, llr_low, weights, level),
     )

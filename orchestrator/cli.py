@@ -1,4 +1,4 @@
-"""lethe: plan, run, status, report, list, prepare, doctor. Parses and prints, nothing else."""
+"""lethe: plan, run, status, report, list, prepare, bench, doctor. Parses and prints, nothing else."""
 
 from __future__ import annotations
 
@@ -206,6 +206,23 @@ def prepare(
         except (OSError, RuntimeError) as error:
             raise UserError(f"{name}: could not be fetched ({' '.join(str(error).split())[:200]}).") from None
         print(f"{name}: {where}")
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(metavar="attack", help="what to measure")],
+    as_json: Json = False,
+    samples: Annotated[int, typer.Option(min=100, help="samples of the simulated cell")] = 60_000,
+) -> None:
+    """Measure a claim about speed, as a ratio to a plain implementation in the same run."""
+    if what != "attack":
+        raise UserError(f"bench {what}: unknown. Allowed: attack.")
+    from dataclasses import asdict
+
+    from orchestrator import bench as benches
+
+    found = benches.attack(samples=samples)
+    print(json.dumps(asdict(found)) if as_json else benches.as_text(found))
 
 
 @app.command()
