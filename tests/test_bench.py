@@ -1,4 +1,4 @@
-"""The benchmarks compare equal results: the plain loop is a second implementation, not a copy of the first."""
+"""Benchmarks compare equal results: the plain loop is a second implementation, not a copy of the first."""
 
 from __future__ import annotations
 
