@@ -102,7 +102,8 @@ def ulira(
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Comparison]:
-    """The comparisons that the given worlds allow; each world is phi (k pairs, n samples), NaN = missing.
+    """The comparisons that the given worlds allow; each world is phi (k pairs, n samples), NaN = missing, or
+    phi (views, k, n) of the same fixed views of each sample, whose LLRs are averaged.
 
     forgotten: samples in the forget set of an unlearned model; never: samples that an unlearned model was
     never given; retrained: samples that a retrained model was never given. Keys: `forgotten_vs_retrained`,
@@ -129,9 +130,10 @@ def compare(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Comparison:
-    """One comparison: phi (k, n) in the positive world against phi (k, n) in the reference world."""
-    high, low, present, step = _worlds(positive, negative)
-    llr_high, llr_low = leave_pair_out(positive, negative)
+    """One comparison: phi (k, n) or (views, k, n) in the positive world against the reference world."""
+    llr_high, llr_low = _mean_over_views(positive, negative)
+    first = [world[0] if np.ndim(world) == 3 else world for world in map(np.asarray, (positive, negative))]
+    high, low, present, step = _worlds(*first)
     scored = ~np.isnan(llr_high)
     if not scored.any():
         raise ValueError(f"ulira: no sample has both worlds in at least {MIN_PAIRS} of {len(high)} pairs.")
@@ -152,6 +154,19 @@ def compare(
         **_loss_estimates(*phi, weights, level),
         **_estimates(llr_high, llr_low, weights, level),
     )
+
+
+def _mean_over_views(positive: ArrayLike, negative: ArrayLike) -> tuple[Floats, Floats]:
+    """`leave_pair_out` of (k, n), or its mean over the views of (views, k, n) (spec: LiRA's queries)."""
+    high, low = np.asarray(positive), np.asarray(negative)
+    if high.ndim != 3 or low.ndim != 3:
+        return leave_pair_out(high, low)
+    if high.shape != low.shape or not len(high):
+        raise ValueError(
+            f"phi: shapes {high.shape} and {low.shape} are not one (views, pairs, samples) shape."
+        )
+    views = [leave_pair_out(h, w) for h, w in zip(high, low, strict=True)]
+    return np.mean([v[0] for v in views], axis=0), np.mean([v[1] for v in views], axis=0)
 
 
 def leave_pair_out(positive: ArrayLike, negative: ArrayLike, strict: bool = True) -> tuple[Floats, Floats]:

@@ -91,16 +91,20 @@ class Reader:
         return task in self.runs and self.runs[task]["status"] == "done"
 
     def scores(self, tasks: Iterable[str], column: str = "phi") -> dict[str, np.ndarray]:
-        """φ or `correct` (samples,) of those of the tasks that are done."""
+        """φ or `correct` (samples,) of those of the tasks that are done, of the image as it is."""
+        return {task: views[0] for task, views in self.views(tasks, column).items()}
+
+    def views(self, tasks: Iterable[str], column: str = "phi") -> dict[str, list[np.ndarray]]:
+        """φ or `correct` of those of the tasks that are done, in every view: task -> [(samples,), …]."""
         by_folder: dict[str, list[dict[str, Any]]] = {}
         for task in dict.fromkeys(tasks):
             if self.done(task):
                 row = self.runs[task]
                 folder = score_folder(row["dataset"], row["architecture"], row["kind"], row["method"])
                 by_folder.setdefault(folder, []).append({"task_id": task, "part": row["part"]})
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, list[np.ndarray]] = {}
         for folder, rows in by_folder.items():
-            found |= self.store.scores(pa.Table.from_pylist(rows), folder, column)
+            found |= self.store.views(pa.Table.from_pylist(rows), folder, column)
         return found
 
     def states(self, task: str) -> np.ndarray | None:
@@ -247,28 +251,33 @@ class AuditDesign:
         return np.stack(rows)
 
     def cube(self, reader: Reader, tasks: dict[Key, str]) -> np.ndarray:
-        """φ (bases, forget sets, audited samples) of the tasks of the audit track, NaN where not done."""
+        """φ (views, bases, forget sets, audited samples) of the tasks of the audit track, NaN where not
+        done; the views that all of them have.
+        """
         wanted = {key[1:]: task for key, task in tasks.items() if key[0] == "audit"}
-        phi = reader.scores(wanted.values())
-        cube = np.full((self.bases, self.sets, len(self.audited)), np.nan, dtype=np.float32)
+        phi = reader.views(wanted.values())
+        count = min(map(len, phi.values()), default=1)
+        cube = np.full((count, self.bases, self.sets, len(self.audited)), np.nan, dtype=np.float32)
         for (base, index), task in wanted.items():
-            if task in phi:
-                cube[base, index] = phi[task][self.audited]
+            for view, values in enumerate(phi.get(task, [])[:count]):
+                cube[view, base, index] = values[self.audited]
         return cube
 
     def worlds(self, cube: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(forgotten, never, retrained): φ (pairs, audited samples), NaN where missing."""
-        shape = (self.bases // 2, len(self.audited))
+        """(forgotten, never, retrained): φ (views, pairs, audited samples), NaN where missing."""
+        views = min(len(cube), len(self.retrained))
+        cube, reference = cube[:views], self.retrained[:views]
+        shape = (views, self.bases // 2, len(self.audited))
         forgotten, never, retrained = (np.full(shape, np.nan, dtype=np.float32) for _ in range(3))
         columns = np.arange(len(self.audited))
         for base in range(self.bases):
             of = self.forget_set[base, self.audited]
             here = of >= 0
             pair, other = base // 2, base ^ 1
-            forgotten[pair, here] = cube[base, of[here], columns[here]]
-            never[pair, here] = cube[other, of[here], columns[here]]
+            forgotten[:, pair, here] = cube[:, base, of[here], columns[here]]
+            never[:, pair, here] = cube[:, other, of[here], columns[here]]
             another = (of[here] + 1) % self.per_base
-            retrained[pair, here] = self.retrained[other, another, columns[here]]
+            retrained[:, pair, here] = reference[:, other, another, columns[here]]
         return forgotten, never, retrained
 
 
@@ -280,7 +289,7 @@ def _ulira_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[
         never = np.full_like(
             never, np.nan
         )  # with one retrain per base, `never` and `retrained` are the same model
-    missing = sum(key[0] == "audit" and np.isnan(cube[key[1:]]).all() for key in row.tasks)
+    missing = sum(key[0] == "audit" and np.isnan(cube[(0, *key[1:])]).all() for key in row.tasks)
     pairs_of_worlds = {
         "forgotten_vs_retrained": (forgotten, retrained),
         "forgotten_vs_never": (forgotten, never),
@@ -304,7 +313,7 @@ def _ulira_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[
 
 def _enough(positive: np.ndarray, negative: np.ndarray) -> bool:
     """Whether some sample has both worlds in the pairs that U-LiRA needs."""
-    both = ~(np.isnan(positive) | np.isnan(negative))
+    both = ~(np.isnan(positive[0]) | np.isnan(negative[0]))
     return bool((both.sum(axis=0) >= ulira.MIN_PAIRS).any())
 
 

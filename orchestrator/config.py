@@ -79,6 +79,7 @@ class Audit(Strict):
     pairs: int = Field(ge=4, le=10_000)
     forget_sets: int = Field(5, ge=1, le=1000)
     retrains: int | None = Field(None, ge=1, le=1000)  # per base, of its first forget sets
+    views: Literal["strong"] | None = None  # each sample also scored moved by a pixel
     training: Training = Training()
 
     @property

@@ -263,7 +263,8 @@ class _Builder:
         """Add the base of one place and training recipe, and everything that starts from its members."""
         names = (self.dataset, self.architecture, place.track, place.seed)
         recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
-        common = {**self.common, "members": place.members, "seed": place.seed}
+        views = self.grid.audit.views if self.grid.audit and not place.fixed else None
+        common = {**self.common, **present({"views": views}), "members": place.members, "seed": place.seed}
         codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
         seeds = {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
         base = self.add({**common, "kind": "base", "training": recipe, "seeds": seeds})

@@ -112,13 +112,16 @@ RUNS = (
 
 SCORES = (
     Column("task_id", _text, "", "the model"),
-    Column("view", _i8, "", "0: the image as it is"),
+    Column("view", _i8, "", "0: the image as it is; further ones as workers/evaluate.py lists them"),
     Column("chunk", _i16, "", f"samples {CHUNK}·chunk … of the sample ids"),
     Column(
         "phi", pa.list_(_f32), "nats", "φ = z_y − logsumexp over the other classes, in order of sample_id"
     ),
     Column(
-        "correct", pa.list_(pa.bool_()), "", "whether the largest logit is the true class, in the same order"
+        "correct",
+        pa.list_(pa.bool_()),
+        "",
+        "whether the largest logit is the true class, same order; view 0 only",
     ),
 )
 

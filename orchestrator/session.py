@@ -146,7 +146,8 @@ class Session:
             row["log"] = self.store.write_log(task.id, attempt, outcome.log)
         if outcome is not None and outcome.scores is not None:
             folder = score_folder(row["dataset"], row["architecture"], row["kind"], row["method"])
-            rows = score_rows(task.id, outcome.scores.phi, outcome.scores.correct)
+            scores = outcome.scores
+            rows = score_rows(task.id, scores.phi, scores.correct, scores.views)
             self._scores.setdefault(folder, []).extend(rows)
         if outcome is not None and outcome.design and outcome.design["design"] not in self._designs:
             self._designs.add(outcome.design["design"])

@@ -233,18 +233,22 @@ class Store:
 
     def scores(self, rows: pa.Table, folder: str, column: str = "phi") -> dict[str, np.ndarray]:
         """φ (float32) or `correct` (bool) of runs (columns task_id, part) in one folder: task id ->
-        (samples,).
+        (samples,), of the image as it is.
         """
+        return {task: views[0] for task, views in self.views(rows, folder, column).items()}
+
+    def views(self, rows: pa.Table, folder: str, column: str = "phi") -> dict[str, list[np.ndarray]]:
+        """φ or `correct` of runs in one folder in every view there is: task id -> [(samples,), …]."""
         part_of = dict(zip(rows["task_id"].to_pylist(), rows["part"].to_pylist(), strict=True))
         wanted = set(part_of.values())
-        chunks: dict[str, dict[int, np.ndarray]] = {}
+        chunks: dict[str, dict[tuple[int, int], np.ndarray]] = {}
         for name in self.files(f"scores/{folder}"):
             if Path(name).stem not in wanted:
                 continue
             table = self._read_part(name, "scores", schema.arrow("scores"))
             if table is not None:
                 _collect(table, column, Path(name).stem, part_of, chunks)
-        return {task: np.concatenate([found[i] for i in sorted(found)]) for task, found in chunks.items()}
+        return {task: _joined(found) for task, found in chunks.items()}
 
     def readable_scores(self) -> set[tuple[str, str]]:
         """(folder, part) of every scores file that can be read; the others are noted in `damaged`.
@@ -294,11 +298,17 @@ def score_folder(dataset: str, architecture: str, kind: str, method: str) -> str
     return f"dataset={dataset}/architecture={architecture}/kind={kind}/method={method or 'none'}"
 
 
-def score_rows(task_id: str, phi: np.ndarray, correct: np.ndarray) -> Iterable[dict[str, Any]]:
-    """The rows of `scores` for one model, one per chunk of samples."""
-    for chunk, start in enumerate(range(0, len(phi), schema.CHUNK)):
-        part = slice(start, start + schema.CHUNK)
-        yield {"task_id": task_id, "view": 0, "chunk": chunk, "phi": phi[part], "correct": correct[part]}
+def score_rows(
+    task_id: str, phi: np.ndarray, correct: np.ndarray, views: Sequence[np.ndarray] = ()
+) -> Iterable[dict[str, Any]]:
+    """The rows of `scores` for one model, one per chunk of samples and view; `correct` stands with the
+    first.
+    """
+    for view, values in enumerate((phi, *views)):
+        for chunk, start in enumerate(range(0, len(values), schema.CHUNK)):
+            part = slice(start, start + schema.CHUNK)
+            row = {"task_id": task_id, "view": view, "chunk": chunk, "phi": values[part]}
+            yield row | {"correct": correct[part] if view == 0 else []}
 
 
 def _model(task_id: str) -> str:
@@ -324,15 +334,25 @@ def _filled(table: pa.Table, wanted: pa.Schema) -> pa.Table:
 
 
 def _collect(
-    table: pa.Table, column: str, part: str, part_of: dict[str, str], chunks: dict[str, dict[int, np.ndarray]]
+    table: pa.Table,
+    column: str,
+    part: str,
+    part_of: dict[str, str],
+    chunks: dict[str, dict[tuple[int, int], np.ndarray]],
 ) -> None:
-    """Add the chunks of the runs that belong to this part."""
+    """Add the chunks, by (view, chunk), of the runs that belong to this part."""
     lists = table[column].combine_chunks()
     offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
-    tasks, numbers = table["task_id"].to_pylist(), table["chunk"].to_pylist()
-    for row, (task, number) in enumerate(zip(tasks, numbers, strict=True)):
+    names = zip(*(table[name].to_pylist() for name in ("task_id", "view", "chunk")), strict=True)
+    for row, (task, view, chunk) in enumerate(names):
         if part_of.get(task) == part:
-            chunks.setdefault(task, {})[number] = values[offsets[row] : offsets[row + 1]]
+            chunks.setdefault(task, {})[view, chunk] = values[offsets[row] : offsets[row + 1]]
+
+
+def _joined(chunks: dict[tuple[int, int], np.ndarray]) -> list[np.ndarray]:
+    """The views of one model, each (samples,), from its chunks by (view, chunk)."""
+    views = sorted({view for view, _ in chunks})
+    return [np.concatenate([chunks[key] for key in sorted(chunks) if key[0] == view]) for view in views]
 
 
 def _sync_folder(folder: str) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import digamma, polygamma
+from scipy.stats import norm
 
 from attacks import loss_threshold, population_loss, ulira
 from attacks.loss_threshold import loss_threshold as threshold_attack
@@ -336,6 +337,25 @@ def test_comparison_is_consistent():
     assert found.tpr[0.01].supported
     assert not found.tpr[0.001].supported
     assert found.auc_replicates.shape == (200,)
+
+
+def test_one_view_more_or_less_is_a_matter_of_the_shape():
+    x, y = worlds(k=6, n=80, seed=11)
+    flat, one = compare(x, y), compare(x[None], y[None])
+    assert (flat.auc, flat.auc_low, flat.loss_auc) == (one.auc, one.auc_low, one.loss_auc)
+    np.testing.assert_array_equal(flat.llr_positive, one.llr_positive)
+    with pytest.raises(ValueError, match=r"\(views, pairs, samples\)"):
+        compare(np.stack([x, x]), y[None])
+
+
+def test_views_with_noise_of_their_own_reach_the_power_of_their_joint_shift():
+    """Q independent views shifted by d tell as much as one shifted by d √Q: AUC Φ(d √Q / √2)."""
+    rng, d, k, n, views = np.random.default_rng(0), 1.0, 64, 400, 4
+    y = rng.normal(size=(views, k, n))
+    x = rng.normal(size=(views, k, n)) + d
+    found = [compare(x[:q], y[:q], replicates=10).auc for q in (1, views)]
+    assert found[0] == pytest.approx(norm.cdf(d / np.sqrt(2)), abs=0.01)
+    assert found[1] == pytest.approx(norm.cdf(d * np.sqrt(views / 2)), abs=0.01)
 
 
 def test_same_seed_same_interval_other_seed_other():

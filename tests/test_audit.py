@@ -5,7 +5,7 @@ The stores here hold φ that tells which model and sample it is from, so a mix-u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,16 @@ def member_signal(task: Task, states: np.ndarray) -> np.ndarray:
     return (easy + gain + rng.normal(size=POOL + TEST)).astype(np.float32)
 
 
-def fill(store: Store, tasks: list[Task], phi: Phi, *, status: str = "done", attempt: int = 1) -> None:
-    """Put finished tasks into a store, as one part."""
+def fill(
+    store: Store,
+    tasks: list[Task],
+    phi: Phi,
+    *,
+    status: str = "done",
+    attempt: int = 1,
+    further: Callable[[np.ndarray], Sequence[np.ndarray]] = lambda _: (),
+) -> None:
+    """Put finished tasks into a store, as one part. further: φ of further views, made of the first's."""
     part, rows, made = new_part(), [], {}
     scores: dict[str, list[dict[str, Any]]] = {}
     for task in tasks:
@@ -76,7 +84,7 @@ def fill(store: Store, tasks: list[Task], phi: Phi, *, status: str = "done", att
         folder = score_folder("digits", "cnn_small", task.kind, facts["method"])
         if status == "done":
             values = phi(task, states)
-            scores.setdefault(folder, []).extend(score_rows(task.id, values, values > 0))
+            scores.setdefault(folder, []).extend(score_rows(task.id, values, values > 0, further(values)))
     store.write_part("designs", list(made.values()), part)
     for folder, found in scores.items():
         store.write_part("scores", found, part, folder)
@@ -123,7 +131,7 @@ def test_every_entry_comes_from_the_model_it_must(store: Store, fraction: float,
     fill(store, plan.tasks, code)
     design, reader = design_of(store, cell)
     tasks = row_of(cell, kind, "finetune" if kind == "unlearn" else "").tasks
-    worlds = design.worlds(design.cube(reader, tasks))
+    worlds = [world[0] for world in design.worlds(design.cube(reader, tasks))]  # of the only view
     value = {key: code(plan.by_id[task], np.empty(0)) for key, task in tasks.items()}
     retrain = {key: code(plan.by_id[task], np.empty(0)) for key, task in cell.retrains.items()}
     share = round(fraction * SETS * POOL * (1 - 0.15))
@@ -160,7 +168,8 @@ def test_entries_are_nan_where_a_run_did_not_finish(store: Store) -> None:
     fill(store, [task for task in plan.tasks if task is not lost], code)
     fill(store, [lost], code, status="diverged")
     design, reader = design_of(store, cell)
-    forgotten, never, retrained = design.worlds(design.cube(reader, cell.variants[0].tasks))
+    worlds = design.worlds(design.cube(reader, cell.variants[0].tasks))
+    forgotten, never, retrained = (world[0] for world in worlds)
     own = np.isin(design.audited, np.flatnonzero(forgotten_in(plan, 2) == 1))
     partner = np.isin(design.audited, np.flatnonzero(forgotten_in(plan, 3) == 1))
     expected = np.zeros((PAIRS, len(design.audited)), dtype=bool)
@@ -169,6 +178,31 @@ def test_entries_are_nan_where_a_run_did_not_finish(store: Store) -> None:
     expected[1] = partner
     assert np.array_equal(np.isnan(never), expected)
     assert not np.isnan(retrained).any()
+
+
+def test_a_second_view_sharpens_the_audit(store: Store, tmp_path: Path) -> None:
+    """With noise of its own in each view, the mean over two tells more; a row without it uses the first."""
+    plan = plan_of()
+    rng = np.random.default_rng(0)
+
+    def noisier(phi: np.ndarray) -> list[np.ndarray]:
+        return [phi + rng.normal(0, 0.1, len(phi)).astype(np.float32)]
+
+    fill(store, plan.tasks, member_signal, further=noisier)
+    audit.write(store, plan.cells)
+    single = Store.create(str(tmp_path / "single"))
+    fill(single, plan.tasks, member_signal)
+    audit.write(single, plan.cells)
+    facts = {"attack": "ulira", "comparison": "forgotten_vs_retrained", "kind": "base"}
+    (two,), (one,) = written(store, **facts), written(single, **facts)
+    assert two["auc"] != one["auc"] and two["auc"] == pytest.approx(one["auc"], abs=0.05)
+    assert two["n_positive"] == one["n_positive"] and two["loss_auc"] == one["loss_auc"]
+    mixed = Store.create(str(tmp_path / "mixed"))
+    fill(mixed, [task for task in plan.tasks if task.kind == "retrain"], member_signal)
+    fill(mixed, [task for task in plan.tasks if task.kind != "retrain"], member_signal, further=noisier)
+    audit.write(mixed, plan.cells)
+    (found,) = written(mixed, **facts)
+    assert found["auc"] == one["auc"]
 
 
 def test_missing_runs_are_counted(store: Store) -> None:

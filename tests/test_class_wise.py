@@ -234,7 +234,7 @@ def test_the_audit_forgets_each_sample_of_the_class_once_per_pair(results: Path)
         worlds = design.worlds(design.cube(reader, variant.tasks))
         labels = np.array(store.read_table("samples").sort_by("sample_id")["label"])
         assert set(labels[design.audited]) == {3} and design.sets == 1
-        assert all(world.shape == (4, len(design.audited)) for world in worlds)
+        assert all(world.shape == (1, 4, len(design.audited)) for world in worlds)
         assert not any(np.isnan(world).any() for world in worlds)
         forgotten, never, retrained = worlds
         assert not np.array_equal(never, retrained) and not np.array_equal(forgotten, never)

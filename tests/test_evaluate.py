@@ -15,7 +15,7 @@ from methods.base import Diverged
 from workers import evaluate as module
 from workers.data import Arrays, DeviceDataset
 from workers.designs import FORGET, OUT, RETAIN, VAL
-from workers.evaluate import Scores, evaluate, logit_margin, summary
+from workers.evaluate import Scores, evaluate, logit_margin, seen, summary, views_of
 
 LOGITS = st.lists(st.lists(st.floats(-80, 80, width=32), min_size=4, max_size=4), min_size=1, max_size=8)
 
@@ -57,7 +57,7 @@ def test_logit_margin_keeps_what_probabilities_lose() -> None:
 class Plugin:
     name, num_classes = "unit", 3
     mean, std = (0.0,), (1.0,)
-    augment_pad, augment_flip = 4, True  # must not be used in evaluation
+    augment_pad, augment_flip = 4, True  # evaluation draws nothing: a mirrored view is one more score
 
 
 def dataset(count: int = 23) -> DeviceDataset:
@@ -87,11 +87,40 @@ def test_evaluate_scores_every_sample_in_order_and_in_eval_mode(monkeypatch: pyt
     assert scores.correct.tolist() == (logits.argmax(1).numpy() == data.host_labels).tolist()
 
 
+def test_views_are_fixed_and_the_same_for_every_model() -> None:
+    """Identity first; mirrored only where training mirrors; strong: nine places, mirrored or not."""
+    assert views_of(False) == [(False, 0, 0)] and views_of(True) == [(False, 0, 0), (True, 0, 0)]
+    assert len(views_of(False, strong=True)) == 9 and len(set(views_of(True, strong=True))) == 18
+    assert views_of(True, strong=True)[:2] == views_of(True)
+
+
+def test_a_view_moves_and_mirrors_the_image() -> None:
+    image = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3)
+    assert seen(image, (False, 0, 0)).tolist() == image.tolist()
+    assert seen(image, (True, 0, 0))[0, 0].tolist() == [[3, 2, 1], [6, 5, 4], [9, 8, 7]]
+    assert seen(image, (False, 1, 0))[0, 0].tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
+    assert seen(image, (False, 0, -1))[0, 0].tolist() == [[2, 3, 0], [5, 6, 0], [8, 9, 0]]
+    assert seen(image, (True, -1, 1))[0, 0].tolist() == [[0, 6, 5], [0, 9, 8], [0, 0, 0]]
+
+
+def test_a_further_view_is_the_score_of_the_images_seen_so() -> None:
+    data, model = dataset(), net()
+    scores = evaluate(model, data)
+    (mirrored,) = scores.views
+    data.images = data.images.flip(-1)
+    again = evaluate(model, data)
+    np.testing.assert_array_equal(mirrored, again.phi)
+    np.testing.assert_array_equal(again.views[0], scores.phi)
+    assert len(evaluate(model, data, strong=True).views) == 17
+    data.flip = False
+    assert evaluate(model, data).views == ()
+
+
 def test_evaluate_raises_where_phi_is_not_finite() -> None:
     model = net()
     with torch.no_grad():
         model[1].weight.fill_(math.inf)
-    with pytest.raises(Diverged, match="of 23 samples is not finite"):
+    with pytest.raises(Diverged, match="φ of 46 of 46 scores is not finite"):
         evaluate(model, dataset())
 
 

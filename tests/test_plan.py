@@ -257,6 +257,16 @@ def test_plan_json_has_the_keys_scripts_rely_on(lethe: Lethe, write_grid: Callab
     assert sorted(path.name for path in grid.parent.iterdir()) == ["grid.yaml"]  # a plan writes nothing
 
 
+def test_more_views_are_of_the_audit_alone() -> None:
+    """They change what is scored, not what is trained: other ids on the audit track, the same seeds."""
+    plain, strong = plan_of(), plan_of(audit={"pairs": 4, "forget_sets": 2, "views": "strong"})
+    same = plain.by_id.keys() & strong.by_id.keys()
+    assert {plain.by_id[task].spec["members"]["track"] for task in same} == {"main"}
+    others = [task for task in strong.tasks if task.id not in same]
+    assert all(task.spec["views"] == "strong" for task in others)
+    assert [t.spec["seeds"] for t in others] == [t.spec["seeds"] for t in plain.tasks if t.id not in same]
+
+
 # ---- plans kept with the results -------------------------------------------------------------------------
 
 

@@ -172,6 +172,17 @@ def test_scores_round_trip_over_chunks(any_store: Store, count: int) -> None:
     assert np.array_equal(any_store.scores(runs, FOLDER)["other"], other)
 
 
+def test_views_round_trip_and_scores_are_of_the_image_as_it_is(store: Store) -> None:
+    views = [np.random.default_rng(seed).normal(size=5000).astype(np.float32) for seed in range(3)]
+    store.write_part("scores", list(score_rows("a", views[0], views[0] > 0, views[1:])), "p", FOLDER)
+    store.write_part("runs", [row("a", part="p")], "p")
+    runs = store.runs(["task_id", "part"])
+    found = store.views(runs, FOLDER)["a"]
+    assert len(found) == 3 and all(np.array_equal(*pair) for pair in zip(found, views, strict=True))
+    assert np.array_equal(store.scores(runs, FOLDER)["a"], views[0])
+    assert np.array_equal(store.scores(runs, FOLDER, "correct")["a"], views[0] > 0)
+
+
 def test_scores_without_their_row_belong_to_a_write_that_was_cut_off(store: Store) -> None:
     orphan, real = np.full(5, -1, np.float32), np.arange(5, dtype=np.float32)
     put_scores(store, "a", orphan, "00000000000001-killed", with_row=False)

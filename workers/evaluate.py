@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from methods.base import Diverged
 from workers.data import DeviceDataset
@@ -15,12 +16,36 @@ from workers.designs import FORGET, RETAIN, VAL
 BATCH = 2048
 
 
+View = tuple[bool, int, int]  # mirrored, pixels down, pixels to the right
+
+
 @dataclass(frozen=True)
 class Scores:
-    """φ float32 (n,) and correctness bool (n,) of every sample, the pool first."""
+    """φ float32 (n,) and correctness bool (n,) of every sample, the pool first; views: φ in further ones."""
 
     phi: np.ndarray
     correct: np.ndarray
+    views: tuple[np.ndarray, ...] = ()
+
+
+def views_of(flip: bool, strong: bool = False) -> list[View]:
+    """The views a sample is scored in, the same for every model: the image as it is; mirrored too, where
+    training mirrors (`flip`); strong: each of these also moved by one pixel in the eight directions.
+    """
+    moves = [(0, 0)]
+    if strong:
+        moves += [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
+    return [(mirror, *move) for move in moves for mirror in ((False, True) if flip else (False,))]
+
+
+def seen(images: Tensor, view: View) -> Tensor:
+    """Images (b, c, h, w) in a view, zeros moving in."""
+    mirror, down, right = view
+    images = images.flip(-1) if mirror else images
+    height, width = images.shape[-2:]
+    padded = pad(images, (1, 1, 1, 1)) if down or right else images
+    at = 1 if down or right else 0
+    return padded[..., at - down : at - down + height, at - right : at - right + width]
 
 
 def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -31,22 +56,28 @@ def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return own[:, 0] - torch.logsumexp(others, dim=1)
 
 
-def evaluate(model: nn.Module, dataset: DeviceDataset) -> Scores:
-    """Scores of all samples in eval mode, float32, not augmented; Diverged when some φ is not finite."""
+def evaluate(model: nn.Module, dataset: DeviceDataset, strong: bool = False) -> Scores:
+    """Scores of all samples in eval mode, float32, not augmented, in the views of `views_of`; Diverged when
+    some φ is not finite.
+    """
     model.eval()
-    phi, correct = [], []
+    views = views_of(dataset.flip, strong)
+    found: list[list[Tensor]] = [[] for _ in views]
+    correct = []
     with torch.inference_mode():
         for start in range(0, len(dataset), BATCH):
-            images = dataset.normalised(dataset.images[start : start + BATCH])
+            images = dataset.images[start : start + BATCH]
             labels = dataset.labels[start : start + BATCH]
-            logits = model(images)
-            phi.append(logit_margin(logits, labels))
-            correct.append(logits.argmax(1) == labels)
-    scores = Scores(torch.cat(phi).cpu().numpy(), torch.cat(correct).cpu().numpy())
-    broken = int(np.count_nonzero(~np.isfinite(scores.phi)))
+            for view, phi in zip(views, found, strict=True):
+                logits = model(dataset.normalised(seen(images, view)))
+                phi.append(logit_margin(logits, labels))
+                if len(phi) > len(correct):
+                    correct.append(logits.argmax(1) == labels)
+    first, *others = (torch.cat(phi).cpu().numpy() for phi in found)
+    broken = sum(int(np.count_nonzero(~np.isfinite(phi))) for phi in (first, *others))
     if broken:
-        raise Diverged(f"φ of {broken} of {len(scores.phi)} samples is not finite")
-    return scores
+        raise Diverged(f"φ of {broken} of {len(views) * len(first)} scores is not finite")
+    return Scores(first, torch.cat(correct).cpu().numpy(), tuple(others))
 
 
 def summary(scores: Scores, states: np.ndarray) -> dict[str, float | None]:
