@@ -1,4 +1,4 @@
-"""lethe: plan, run, status, report, list, prepare, bench, doctor. Parses and prints, nothing else."""
+"""lethe: plan, run, status, report, list, audit, prepare, bench, doctor. Parses and prints, nothing else."""
 
 from __future__ import annotations
 
@@ -182,6 +182,25 @@ def list_(
         print(overview.methods_markdown(facts))
     else:
         print(json.dumps(facts) if as_json else overview.list_text(kind, facts))
+
+
+@app.command()
+def audit(
+    scores: Annotated[
+        str, typer.Option("--scores", metavar="FILE", help="an .npz file with forgotten, never, retrained")
+    ],
+    as_json: Json = False,
+) -> None:
+    """U-LiRA on scores from elsewhere: φ (pairs, samples) per world, NaN where missing.
+
+    Row p of `forgotten`: models that forgot the sample; of `never`: the same method's models that never saw
+    it; of `retrained`: retrained models that never saw it. Pair p is left out when its scores are judged.
+    Runs of Lethe are audited by `lethe run`.
+    """
+    from orchestrator import audit_file
+
+    found = audit_file.rows(scores)
+    print(json.dumps(found) if as_json else audit_file.as_text(found))
 
 
 @app.command()
