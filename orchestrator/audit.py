@@ -8,7 +8,11 @@ and unknown to the other. Entry (pair, sample) is φ at the sample under
     retrained   a retrain of the other base's design, another forget set number: neither did it
 
 so each pair gives each sample exactly one score in each world, and leaving the whole pair out removes one
-from each.
+from each. A fourth world asks what deleting others does to samples that stay:
+
+    retained    the model that unlearned another forget set of the base that had seen the sample
+
+compared with `never` of the same forget set number.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from orchestrator.plan import PLAIN, Cell, Key, References
 from orchestrator.store import Store, new_part, score_folder
 from workers.designs import FORGET, unpack
 
+version = 2  # of what a row of audits holds: raise it when rows are to be computed again
 COLUMNS = ("task_id", "kind", "dataset", "architecture", "method", "design", "status", "part")
 
 
@@ -177,7 +182,7 @@ def _jobs(reader: Reader, cell: Cell) -> Iterator[tuple[tuple[Row, str], str]]:
             reference = [task for key, task in retrains.items() if key[0] == track]
             parts = {task: reader.runs[task]["part"] for task in (*own, *reference) if reader.done(task)}
             if any(task in parts for task in own):
-                versions = [ulira.version, population_loss.version]
+                versions = [version, ulira.version, population_loss.version]
                 yield (row, track), digest([row.columns, track, len(own), versions, sorted(parts.items())])
 
 
@@ -280,6 +285,21 @@ class AuditDesign:
             retrained[:, pair, here] = reference[:, other, another, columns[here]]
         return forgotten, never, retrained
 
+    def stayed(self, cube: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(retained, never): φ (views, pairs, audited samples) under the models that unlearned the forget set
+        after the sample's own; NaN where missing, everywhere if there is one forget set only.
+        """
+        shape = (len(cube), self.bases // 2, len(self.audited))
+        retained, never = (np.full(shape, np.nan, dtype=np.float32) for _ in range(2))
+        columns = np.arange(len(self.audited))
+        for base in range(self.bases if self.sets > 1 else 0):
+            of = self.forget_set[base, self.audited]
+            here = of >= 0
+            another, pair = (of[here] + 1) % self.sets, base // 2
+            retained[:, pair, here] = cube[:, base, another, columns[here]]
+            never[:, pair, here] = cube[:, base ^ 1, another, columns[here]]
+        return retained, never
+
 
 def _ulira_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[str, Any]]:
     """U-LiRA of one row of the report: a row of audits for each comparison that has enough scores."""
@@ -294,6 +314,7 @@ def _ulira_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[
         "forgotten_vs_retrained": (forgotten, retrained),
         "forgotten_vs_never": (forgotten, never),
         "fingerprint": (never, retrained),
+        "retained_vs_never": design.stayed(cube),
     }
     for name, (positive, negative) in pairs_of_worlds.items():
         if not _enough(positive, negative):
@@ -326,6 +347,7 @@ def _columns(result: ulira.Comparison) -> dict[str, Any]:
         *("roc_fpr", "roc_tpr", "roc_low", "roc_high"),
     )
     columns = {name: getattr(result, name) for name in same}
+    columns["auc_replicates"] = result.auc_replicates
     for alpha, suffix in ((0.01, "1pct"), (0.001, "01pct")):
         tpr = result.tpr[alpha]
         columns[f"tpr_at_{suffix}"] = tpr.tpr if tpr.supported else None

@@ -166,7 +166,8 @@ AUDITS = (
         "comparison",
         _text,
         "",
-        "ulira: forgotten_vs_retrained, forgotten_vs_never, fingerprint; population: forget_vs_test",
+        "ulira: forgotten_vs_retrained, forgotten_vs_never, fingerprint, retained_vs_never;"
+        " population: forget_vs_test",
     ),
     Column(
         "seed", _i32, "", "seed of the grid for attacks on one model; null for attacks on the audit track"
@@ -179,6 +180,7 @@ AUDITS = (
     Column("auc", _f64, "fraction", "area under the ROC curve, ties counted half; 0.5 is no leakage"),
     Column("auc_low", _f64, "fraction", "lower end of the 95 % cluster-bootstrap interval"),
     Column("auc_high", _f64, "fraction", "upper end"),
+    Column("auc_replicates", pa.list_(_f32), "fraction", "AUC under resampled pairs, paired between rows"),
     Column("loss_auc", _f64, "fraction", "AUC of one threshold on φ, the same for all samples"),
     Column("loss_auc_low", _f64, "fraction", "lower end of its interval"),
     Column("loss_auc_high", _f64, "fraction", "upper end"),

@@ -248,16 +248,38 @@ def test_the_base_row_is_plain_lira_on_the_bases(store: Store) -> None:
     assert (row["tpr_at_1pct"], row["false_positives_at_1pct"] < 10) == (None, True)  # 272 scores: no claim
 
 
-def test_the_three_comparisons_are_there_and_half_the_signal_leaks_less(store: Store) -> None:
+def test_the_comparisons_are_there_and_half_the_signal_leaks_less(store: Store) -> None:
     plan = plan_of()
     fill(store, plan.tasks, member_signal)
     audit.write(store, plan.cells)
-    names = {"forgotten_vs_retrained", "forgotten_vs_never", "fingerprint"}
+    names = {"forgotten_vs_retrained", "forgotten_vs_never", "fingerprint", "retained_vs_never"}
     for kind in ("base", "retrain", "unlearn"):
         assert {row["comparison"] for row in written(store, kind=kind, attack="ulira")} == names
     (unlearned,) = written(store, method="finetune", comparison="forgotten_vs_never")
     (base,) = written(store, kind="base", comparison="forgotten_vs_never")
     assert 0.5 < unlearned["auc"] < base["auc"]
+    (kept,) = written(store, method="finetune", comparison="retained_vs_never")
+    assert kept["auc"] > unlearned["auc"] + 0.05, "what stays is remembered as before"
+    (same,) = written(store, kind="base", comparison="retained_vs_never")
+    assert (same["auc"], same["auc_low"]) == (base["auc"], base["auc_low"]), "a base forgets nothing"
+
+
+def test_retained_samples_are_scored_under_models_that_forgot_others(store: Store) -> None:
+    plan = plan_of()
+    (cell,) = plan.cells
+    fill(store, plan.tasks, code)
+    design, reader = design_of(store, cell)
+    tasks = cell.variants[0].tasks
+    retained, never = (world[0] for world in design.stayed(design.cube(reader, tasks)))
+    phi = {key[1:]: code(plan.by_id[task], states_of(plan.by_id[task])) for key, task in tasks.items()}
+    for column, sample in enumerate(design.audited):
+        for pair in range(PAIRS):
+            (base,) = [b for b in (2 * pair, 2 * pair + 1) if forgotten_in(plan, b)[sample] >= 0]
+            another = (forgotten_in(plan, base)[sample] + 1) % design.sets
+            assert states_of(plan.by_id[tasks["audit", base, another]])[sample] == RETAIN
+            assert states_of(plan.by_id[tasks["audit", base ^ 1, another]])[sample] == OUT
+            assert retained[pair, column] == phi[base, another][sample]
+            assert never[pair, column] == phi[base ^ 1, another][sample]
 
 
 def test_with_one_retrain_per_base_the_retrain_row_has_no_fingerprint(store: Store) -> None:
@@ -266,8 +288,8 @@ def test_with_one_retrain_per_base_the_retrain_row_has_no_fingerprint(store: Sto
     fill(store, plan.tasks, member_signal)
     audit.write(store, plan.cells)
     found = {row["comparison"] for row in written(store, kind="retrain", attack="ulira")}
-    assert found == {"forgotten_vs_retrained"}
-    assert len(written(store, method="finetune", attack="ulira")) == 3
+    assert found == {"forgotten_vs_retrained", "retained_vs_never"}
+    assert len(written(store, method="finetune", attack="ulira")) == 4
 
 
 def test_too_few_pairs_with_scores_give_no_row(store: Store) -> None:
@@ -292,19 +314,19 @@ def test_a_row_is_computed_once_and_again_when_its_runs_change(
     compare = ulira.compare
     monkeypatch.setattr(audit.ulira, "compare", lambda *arrays: (calls.append(1), compare(*arrays))[1])
     audit.write(store, plan.cells)
-    assert len(calls) == 9
+    assert len(calls) == 12
     audit.write(store, plan.cells)
     assert len(audit.current(store, plan.cells)) == len(written(store))
-    assert len(calls) == 9
+    assert len(calls) == 12
 
     again = plan.by_id[cell.variants[0].tasks["audit", 0, 0]]
     fill(store, [again], code, attempt=2)
     audit.write(store, plan.cells)
-    assert len(calls) == 9 + 3  # finetune's three comparisons, not those of base and retrain
-    assert len(written(store, method="finetune", attack="ulira")) == 6
+    assert len(calls) == 12 + 4  # finetune's four comparisons, not those of base and retrain
+    assert len(written(store, method="finetune", attack="ulira")) == 8
     current = [row for row in audit.current(store, plan.cells) if row["method"] == "finetune"]
-    assert len([row for row in current if row["attack"] == "ulira"]) == 3
-    assert len(calls) == 12
+    assert len([row for row in current if row["attack"] == "ulira"]) == 4
+    assert len(calls) == 16
 
 
 def test_what_the_table_lacks_is_computed_but_not_written(store: Store) -> None:
