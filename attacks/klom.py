@@ -143,7 +143,8 @@ def _shares(values: Floats, low: Floats, high: Floats, bins: int) -> Floats:
     # The largest value of all is at the right edge: it belongs to the last bin.
     bin_ = np.minimum(((values - low) / width * bins).astype(np.intp), bins - 1)
     flat = np.bincount((bin_ * samples + np.arange(samples)).ravel(), minlength=bins * samples)
-    return flat.reshape(bins, samples) / models
+    shares: Floats = flat.reshape(bins, samples) / models
+    return shares
 
 
 def _over_samples(values: Floats) -> Divergence:

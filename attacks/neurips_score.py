@@ -44,7 +44,7 @@ MIN_MODELS = 6  # halves of three; with two, no eps gets points
 
 @dataclass(frozen=True, eq=False)
 class NeuripsScore:
-    """Scores in 0-1, 1 = best; only `forgetting_halved` and `null` use equally many models and may be compared."""
+    """Scores in 0-1, 1 = best; `forgetting_halved` and `null` use equally many models and may be compared."""
 
     models: int  # the smaller of the two numbers of models
     forgetting: float  # F, all models

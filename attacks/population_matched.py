@@ -1,8 +1,8 @@
 """Population attack on losses of the same classes, as for SCRUB (Kurmanji et al. 2023, arXiv:2302.09880).
 
 A forget set whose classes are not those of the test set is told apart by how hard its classes are, without
-any memory of a sample. So equally many samples of every class are drawn from both sides, as many as the smaller
-side has, and the attack is that of `population_loss`: the accuracy of a logistic regression on the loss.
+any memory of a sample. So equally many samples of every class are drawn from both sides, as many as the
+smaller side has, and the attack is that of `population_loss`: the accuracy of a logistic regression.
 
 It is chance for a perfect method only where the two sets are exchangeable within a class; the reference is
 the value of retraining.
@@ -49,7 +49,8 @@ def population_matched(
     ours, theirs = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
     if ours.size < MIN_SAMPLES:
         raise ValueError(f"forget_label: {ours.size} samples share a class, at least {MIN_SAMPLES}.")
-    return population_loss(member[ours], nonmember[theirs], seed)
+    accuracy: float = population_loss(member[ours], nonmember[theirs], seed)
+    return accuracy
 
 
 def _side(loss: ArrayLike, label: ArrayLike, what: str) -> tuple[NDArray[np.float64], NDArray[Any]]:

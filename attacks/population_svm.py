@@ -1,10 +1,10 @@
 """MIA efficacy: a support vector machine on retain and test samples, applied to the forget set.
 
 Source: Song and Mittal 2021, arXiv:2003.10595, as used by Jia et al. 2023, arXiv:2304.04934, and by SalUn,
-arXiv:2310.12508. An RBF-SVM (C = 3, gamma = 1 / features) learns retained = member, test = non-member from the model's outputs,
-and is applied to the forget set. The value is the share of forgotten samples that it calls non-member. Higher
-is not better: a perfect method has the value of retraining, which is near the accuracy of the attack on the
-test set, so the two are printed side by side.
+arXiv:2310.12508. An RBF-SVM (C = 3, gamma = 1 / features) learns retained = member, test = non-member from
+the outputs of one model, and is applied to its forget set. The value is the share of forgotten samples that
+it calls non-member. Higher is not better: a perfect method has the value of retraining, near the true
+negative rate of the attack on the test set; the two are printed side by side.
 
 Feature: the confidence sigmoid(phi), as in their tables, or any other of `features`. Modified entropy is
 
@@ -13,7 +13,7 @@ Feature: the confidence sigmoid(phi), as in their tables, or any other of `featu
 of each sample's own label; known ports take log p_j, and whole columns, which is another quantity.
 
 Deviation: retain and test are cut to one size, at most 2,000, drawn by seed. Uncut, retained samples
-outnumber test samples so much that "member" for everything is a good rule; and the time grows with the square.
+outnumber test samples so much that "member" for everything is a good rule, and the time grows as the square.
 """
 
 from __future__ import annotations
