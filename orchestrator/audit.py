@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from attacks import population_loss, ulira
+from attacks import exposed, population_loss, ulira
 from attacks.scores import loss_from_phi
 from orchestrator.keys import canonical, digest
 from orchestrator.plan import PLAIN, Cell, Key, References
@@ -319,23 +319,38 @@ def _ulira_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[
     for name, (positive, negative) in pairs_of_worlds.items():
         if not _enough(positive, negative):
             continue
-        result = ulira.compare(positive, negative)
-        yield (
-            row.columns
-            | _columns(result)
-            | {
-                "attack": ulira.name,
-                "attack_version": ulira.version,
-                "comparison": name,
-                "missing": int(missing),
-            }
-        )
+        facts = {"attack": ulira.name, "attack_version": ulira.version, "comparison": name}
+        facts["missing"] = int(missing)
+        if name == "forgotten_vs_retrained":
+            facts |= _per_sample(positive[0], negative[0], design.audited)
+        yield row.columns | _columns(ulira.compare(positive, negative)) | facts
 
 
 def _enough(positive: np.ndarray, negative: np.ndarray) -> bool:
     """Whether some sample has both worlds in the pairs that U-LiRA needs."""
     both = ~(np.isnan(positive[0]) | np.isnan(negative[0]))
     return bool((both.sum(axis=0) >= ulira.MIN_PAIRS).any())
+
+
+def _per_sample(forgotten: np.ndarray, retrained: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
+    """What a mean hides: the spread of the per-sample AUC of φ (pairs, samples), the samples found exposed on
+    one half of the pairs and confirmed on the other, and those forgotten further than retraining forgets.
+    """
+    spread = exposed.auc_spread(forgotten, retrained)
+    columns: dict[str, Any] = {}
+    for percentile in exposed.PERCENTILES:
+        columns[f"sample_auc_p{percentile}"] = spread.quantiles[percentile]
+        columns[f"sample_auc_null_p{percentile}"] = spread.null_quantiles[percentile]
+    found = exposed.exposed(forgotten, retrained)
+    below = exposed.streisand(forgotten, retrained)
+    return columns | {
+        "exposed_found": len(found.found),
+        "exposed_confirmed": len(found.confirmed),
+        "exposed_auc": found.mean_found_auc if len(found.found) else None,
+        "exposed_ids": samples[found.confirmed],
+        "streisand": below.share,
+        "streisand_retrained": below.null,
+    }
 
 
 def _columns(result: ulira.Comparison) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import json
 import math
 from typing import Any
 
-from orchestrator.report_rows import COMPARISONS, LEAKAGE, CellReport, Entry
+from orchestrator.report_audit import COMPARISONS
+from orchestrator.report_rows import LEAKAGE, CellReport, Entry
 
 # Six colours of Okabe and Ito that read on white and on black (https://jfly.uni-koeln.de/color/); with three
 # dashes and three symbols they tell 18 methods apart.

@@ -6,11 +6,11 @@ import csv
 import io
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator import figures
+from orchestrator.report_columns import COLUMNS, Column
 from orchestrator.report_rows import CellReport, Entry, Report, collect, flat
 from orchestrator.store import Store
 
@@ -32,90 +32,6 @@ INTERVALS = (
 ENOUGH_PAIRS = 8
 FEW_PAIRS = " With fewer than 8 pairs intervals are too narrow: at 4 they cover about 83 % of null worlds."
 NO_RESULTS = "No plan has been run on these results yet."
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the tables: its key in a row, its heading, what it means and how a value is shown."""
-
-    key: str
-    head: str
-    meaning: str
-    style: str = (
-        "mean"  # mean ± half-width; 'range': value [low, high]; 'bare': no interval; 'plain': as it is
-    )
-    decimals: int = 3
-    optional: bool = False  # left out of a cell in which no row has a value
-
-
-COLUMNS = (
-    Column("rank", "#", "rank within the cell", "plain"),
-    Column(
-        "label",
-        "Method",
-        "the method, or Base: before unlearning, or Retrain: without the forget set",
-        "plain",
-    ),
-    Column("notes", "Notes", "flags, failures and tasks not run yet", "plain"),
-    Column("n", "Seeds", "seeds with a finished run on the main track", "plain"),
-    Column("ra", "RA", "accuracy on the retain set"),
-    Column("fa", "FA", "accuracy on the forget set"),
-    Column("ta", "TA", "accuracy on the test set"),
-    Column("ef", "E_F", "error on the test samples of the forgotten classes; 1 is best", optional=True),
-    Column("ar", "A_R", "accuracy on the test samples of the other classes", optional=True),
-    Column(
-        "ret_dev",
-        "RetDev",
-        "|RA/RA_R − 1| + |FA/FA_R − 1| + |TA/TA_R − 1| against the plainly trained retrain R of the seed; 0"
-        " is best. Where FA_R is 0, as when a class was forgotten, |FA| stands for its term",
-    ),
-    Column(
-        "ret_dev_own",
-        "RetDev, own",
-        "the same against a retrain trained as the method's base was, e.g. with mnemonic codes",
-        optional=True,
-    ),
-    Column(
-        "indisc",
-        "Indisc",
-        "1 − |2·accuracy − 1| of a loss threshold that tells forget set from test set (from the test samples"
-        " of the same classes, where whole classes were forgotten); 1 is best",
-    ),
-    Column("rte", "RTE", "seconds of retraining / seconds of the method, same seed", decimals=2),
-    Column("wall_s", "Seconds", "training or unlearning alone, mean over seeds", "bare", 2),
-    Column(
-        "prepaid_s",
-        "Pre-paid seconds",
-        "paid before the deletion request: training of the base, where the method needs another training",
-        "bare",
-        2,
-        optional=True,
-    ),
-    Column(
-        "auc_forgotten_vs_retrained",
-        "AUC forgotten/retrained",
-        "U-LiRA AUC, forgotten samples against the same samples in retrained models; 0.5 is no leakage",
-        "range",
-    ),
-    Column(
-        "tpr_forgotten_vs_retrained_at_1pct",
-        "TPR at 1 % FPR",
-        "largest true-positive rate of that attack at FPR ≤ 1 %; n/a where the scores cannot resolve it",
-        "range",
-    ),
-    Column(
-        "auc_forgotten_vs_never",
-        "AUC forgotten/never",
-        "forgotten samples against samples the same method's models never saw",
-        "range",
-    ),
-    Column(
-        "auc_fingerprint",
-        "AUC fingerprint",
-        "never-seen samples under the method against retrained models: what the method leaves on any sample",
-        "range",
-    ),
-)
 
 
 def render(store: Store, format: str) -> str:
@@ -152,7 +68,7 @@ def shown(row: dict[str, Any], column: Column) -> str:
         return "" if column.key == "rank" else "n/a"
     if column.style == "plain":
         return str(value)
-    low, high, places = row[f"{column.key}_low"], row[f"{column.key}_high"], column.decimals
+    low, high, places = row.get(f"{column.key}_low"), row.get(f"{column.key}_high"), column.decimals
     if low is None or high is None or column.style == "bare":
         return f"{value:.{places}f}"
     if column.style == "range":

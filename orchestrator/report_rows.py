@@ -19,14 +19,14 @@ import numpy as np
 from scipy.special import stdtrit
 
 from attacks import population_loss, ulira
-from orchestrator import audit, catalogue, plans
+from orchestrator import audit, catalogue, plans, report_audit
 from orchestrator.audit import Reader, Row, rows_of
 from orchestrator.keys import canonical
 from orchestrator.plan import PLAIN, Cell, Key
+from orchestrator.report_audit import Values, finite
 from orchestrator.store import Store
 from workers.designs import FORGET, RETAIN
 
-COMPARISONS = ("forgotten_vs_retrained", "forgotten_vs_never", "fingerprint")
 LEAKAGE = "auc_forgotten_vs_retrained"
 MEASURED = ("ra", "fa", "va", "ta", "ef", "ar", "wall_s", "prepaid_s")
 SEEDED = (*MEASURED, "ret_dev", "ret_dev_own", "indisc", "rte", "utility_price")
@@ -34,7 +34,6 @@ LEDGER = (*MEASURED, "kind", "status", "reason", "warnings", "log", "device", "c
 UTILITY_MARGIN = 0.1  # a method whose TA is further below that of retraining has lost its utility
 UTILITY_LOST, OVER_FORGETS = "utility lost", "over-forgetting leaks too"
 
-Values = dict[str, float | None]
 Audits = dict[tuple[str, ...], list[dict[str, Any]]]  # which row of the report -> its rows of audits
 
 
@@ -98,7 +97,7 @@ class Ledger:
         """Accuracies and seconds of a finished run, None if it is not done."""
         if task is None or not self.reader.done(task) or task not in self.runs:
             return None
-        return {name: _finite(self.runs[task][name]) for name in MEASURED}
+        return {name: finite(self.runs[task][name]) for name in MEASURED}
 
     def base_accuracies(self, row: Row, key: Key, task: str) -> Values:
         """RA, FA, E_F and A_R of a base against the forget set of one cell: its own row knows none."""
@@ -128,10 +127,22 @@ def _cell_report(ledger: Ledger, cell: Cell, audits: Audits) -> CellReport:
     ]
     retrain = next(entry.row for entry in entries if entry.row["kind"] == "retrain")
     for entry in entries:
+        base = next(
+            e for e in entries if (e.row["kind"], e.row["training"]) == ("base", _own(entry, entries))
+        )
+        entry.row.update(report_audit.against_base(entry.curves, base.curves))
         entry.row["indisc_retrain"] = retrain["indisc"]
         entry.row["flags"] = _flags(entry.row)
     rank([entry.row for entry in entries])
     return CellReport(cell, sorted(entries, key=_place))
+
+
+def _own(entry: Entry, entries: list[Entry]) -> str:
+    """The training recipe of an entry's bases, plain where a method could not run."""
+    training = str(entry.row["training"])
+    return (
+        training if any(e.row["training"] == training and e.row["kind"] == "base" for e in entries) else PLAIN
+    )
 
 
 def _place(entry: Entry) -> tuple[int, float]:
@@ -144,15 +155,11 @@ def _place(entry: Entry) -> tuple[int, float]:
 def _entry(ledger: Ledger, row: Row, label: str, audits: list[dict[str, Any]]) -> Entry:
     seeds = _seed_values(ledger, row)
     indisc = {
-        found["seed"]: {"indisc": _finite(found["indisc"])}
+        found["seed"]: {"indisc": finite(found["indisc"])}
         for found in audits
         if found["attack"] == population_loss.name and found["comparison"] == "forget_vs_test"
     }
-    curves = {
-        found["comparison"]: found
-        for found in audits
-        if found["attack"] == ulira.name and found["comparison"] in COMPARISONS
-    }
+    curves = {found["comparison"]: found for found in audits if found["attack"] == ulira.name}
     failures, missing = _unfinished(ledger, row)
     facts: dict[str, Any] = {
         "dataset": row.cell.dataset,
@@ -173,7 +180,8 @@ def _entry(ledger: Ledger, row: Row, label: str, audits: list[dict[str, Any]]) -
         facts |= _interval(name, [values[name] for values in of.values()])
     lost = [values["ta_lost"] for values in seeds.values() if values["ta_lost"] is not None]
     facts |= {"indisc_retrain": None, "ta_below_retrain": sum(lost) / len(lost) if lost else None}
-    facts |= _audit_columns(curves)
+    facts |= report_audit.comparisons(curves) | report_audit.per_sample(curves)
+    facts |= dict.fromkeys(report_audit.AGAINST_BASE)
     facts |= {"failed": {failure.status: failure.count for failure in failures}, "missing": missing}
     facts["warnings"] = _warnings(ledger, row)
     return Entry(facts, curves, failures)
@@ -221,25 +229,6 @@ def _deviation(value: float | None, reference: float | None) -> float | None:
 
 def _difference(value: float | None, other: float | None) -> float | None:
     return None if value is None or other is None else value - other
-
-
-def _audit_columns(curves: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The flat columns of the comparisons; null where a comparison was not made."""
-    first = next((curves[name] for name in COMPARISONS if name in curves), {})
-    names = ("pairs", "samples", "n_positive", "n_negative", "missing")
-    columns = {"audit_missing" if name == "missing" else name: first.get(name) for name in names}
-    for comparison in COMPARISONS:
-        found = curves.get(comparison, {})
-        for template in ("auc_{}", "balanced_accuracy_{}", "tpr_{}_at_1pct", "tpr_{}_at_01pct"):
-            source = template.replace("_{}", "")
-            for end in ("", "_low", "_high"):
-                columns[template.format(comparison) + end] = _finite(found.get(source + end))
-        for alpha in ("1pct", "01pct"):
-            columns[f"fpr_{comparison}_at_{alpha}"] = _finite(found.get(f"fpr_at_{alpha}"))
-            columns[f"false_positives_{comparison}_at_{alpha}"] = found.get(f"false_positives_at_{alpha}")
-        columns[f"n_positive_{comparison}"] = found.get("n_positive")
-        columns[f"n_negative_{comparison}"] = found.get("n_negative")
-    return columns
 
 
 def _unfinished(ledger: Ledger, row: Row) -> tuple[list[Failure], int]:
@@ -337,10 +326,6 @@ def _interval(name: str, values: Iterable[float | None]) -> Values:
 
 def _ratio(value: float | None, reference: float | None) -> float | None:
     return value / reference if value is not None and reference else None
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _share(correct: np.ndarray) -> float | None:

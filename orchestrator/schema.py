@@ -209,6 +209,22 @@ AUDITS = (
     ),
     Column("nu0_negative", _f64, "", "the same, second world"),
     Column("collapsed", _i64, "", "samples whose variance was at the floor"),
+    *(
+        Column(f"sample_auc{name}_p{p}", _f64, "fraction", f"{p} % quantile of the per-sample AUC {meaning}")
+        for p in (50, 90, 95, 99)
+        for name, meaning in (
+            ("", "over pairs, forgotten against retrained"),
+            ("_null", "if nothing leaked, by noise alone"),
+        )
+    ),
+    Column("exposed_found", _i64, "", "samples exposed on one half of the pairs (Benjamini–Hochberg, 5 %)"),
+    Column("exposed_confirmed", _i64, "", "of these, exposed on the other half too"),
+    Column("exposed_auc", _f64, "fraction", "mean AUC, on the other half, of those found; null if none is"),
+    Column("exposed_ids", pa.list_(_i32), "", "sample ids of the confirmed"),
+    Column(
+        "streisand", _f64, "fraction", "forgotten φ below the 1 % quantile of retraining, sample by sample"
+    ),
+    Column("streisand_retrained", _f64, "fraction", "retrained φ below it, by the same rule"),
     Column("missing", _i64, "", "runs of this row's audit without scores: not done, or lost"),
     Column("roc_fpr", pa.list_(_f64), "fraction", "false-positive rates of the curve, log-spaced"),
     Column("roc_tpr", pa.list_(_f64), "fraction", "true-positive rates"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attacks import ulira
+from attacks import exposed, ulira
 from orchestrator import audit, plans
 from orchestrator.audit import AuditDesign, Reader, rows_of
 from orchestrator.config import Grid
@@ -262,6 +262,22 @@ def test_the_comparisons_are_there_and_half_the_signal_leaks_less(store: Store) 
     assert kept["auc"] > unlearned["auc"] + 0.05, "what stays is remembered as before"
     (same,) = written(store, kind="base", comparison="retained_vs_never")
     assert (same["auc"], same["auc_low"]) == (base["auc"], base["auc_low"]), "a base forgets nothing"
+
+
+def test_per_sample_figures_stand_with_forgotten_against_retrained(store: Store) -> None:
+    plan = plan_of()
+    (cell,) = plan.cells
+    fill(store, plan.tasks, member_signal)
+    audit.write(store, plan.cells)
+    design, reader = design_of(store, cell)
+    forgotten, _, retrained = (world[0] for world in design.worlds(design.cube(reader, cell.bases)))
+    (row,) = written(store, kind="base", comparison="forgotten_vs_retrained")
+    spread = exposed.auc_spread(forgotten, retrained)
+    assert row["sample_auc_p95"] == spread.quantiles[95] > spread.null_quantiles[50]
+    assert row["streisand"] == exposed.streisand(forgotten, retrained).share
+    assert row["exposed_confirmed"] == len(row["exposed_ids"]) <= row["exposed_found"]
+    others = written(store, kind="base", comparison="fingerprint")
+    assert [(r["streisand"], r["exposed_ids"]) for r in others] == [(None, None)]
 
 
 def test_retained_samples_are_scored_under_models_that_forgot_others(store: Store) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator import audit, plans, report, report_rows
+from orchestrator import audit, plans, report, report_audit, report_rows
 from orchestrator.config import Grid
 from orchestrator.plan import Cell, Plan, Variant
 from orchestrator.report import render
@@ -439,7 +439,7 @@ def test_variants_of_a_method_are_told_apart(made: Synthetic) -> None:
 def test_every_json_row_has_the_columns_scripts_rely_on(made: Synthetic) -> None:
     names = ["dataset", "architecture", "forget", "method", "kind", "n", "hyperparameters", "cell", "rank"]
     names += [v + end for v in report_rows.SEEDED for end in ("", "_low", "_high")]
-    for c in report_rows.COMPARISONS:
+    for c in report_audit.COMPARISONS:
         names += [f"auc_{c}{end}" for end in ("", "_low", "_high")] + [f"n_positive_{c}"]
         names += [f"tpr_{c}_at_{a}{end}" for a in ("1pct", "01pct") for end in ("", "_low", "_high")]
         names += [f"fpr_{c}_at_{a}" for a in ("1pct", "01pct")] + [f"balanced_accuracy_{c}"]
