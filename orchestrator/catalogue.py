@@ -94,21 +94,26 @@ class Plugin:
         """Passes over retain, forget and val and further copies of the model (COSTS), from a method's
         formulas. values: its hyper-parameters, retain_size, forget_size and val_size.
         """
-        if "cost" not in self.constants:
-            raise UserError(
-                f"methods/{self.name}.py: declares no cost. Say what it reads, e.g."
-                """ cost = {"retain": "epochs"}; CONTRIBUTING.md explains it."""
-            )
         formulas = self.constants["cost"]
         return {name: formula(formulas.get(name, "0"), values) for name in COSTS}
 
 
 @cache
 def plugins(kind: str) -> dict[str, Plugin]:
-    """Every plug-in of a kind (a key of FOLDERS), by name, in alphabetical order."""
+    """Every plug-in of a kind (a key of FOLDERS), by name, in alphabetical order; UserError with a line for
+    each declaration that is missing or wrong.
+    """
     folder = ROOT / FOLDERS[kind]
-    found = (read(path) for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_"))
-    return {plugin.name: plugin for plugin in found if plugin is not None}
+    read_in = (read(path) for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_"))
+    found = {plugin.name: plugin for plugin in read_in if plugin is not None}
+    problems = [
+        f"{FOLDERS[kind]}/{plugin.name}.py  {problem}"
+        for plugin in found.values()
+        for problem in declaration_problems(kind, plugin)
+    ]
+    if problems:
+        raise UserError(*problems)
+    return found
 
 
 def read(path: Path) -> Plugin | None:
@@ -123,6 +128,69 @@ def read(path: Path) -> Plugin | None:
             raise ValueError(f"{path}: name = {constants['name']!r} must be the file's name, {path.stem!r}")
         return Plugin(path.stem, path.parent.name, summary, constants, _parameters(body))
     return None
+
+
+# ---- declarations ----------------------------------------------------------------------------------------
+
+# What plans read of each kind, with an example of what to write.
+REQUIRED = {
+    "methods": {
+        "version": "version = 1",
+        "needs": 'needs = ("retain",)',
+        "cost": 'cost = {"retain": "epochs"}',
+    },
+    "datasets": {
+        "version": "version = 1",
+        "num_classes": "num_classes = 10",
+        "pool_size": "pool_size = 50000",
+    },
+    "architectures": {"version": "version = 1"},
+    "forget": {"version": "version = 1", "scope": 'scope = "random"', "share": 'share = "fraction"'},
+    "attacks": {"version": "version = 1"},
+}
+
+
+def declaration_problems(kind: str, plugin: Plugin) -> list[str]:
+    """What is missing or wrong in what a plug-in declares, a line each."""
+    given = plugin.constants
+    missing = [
+        f"{name}: missing, or not a literal. Write e.g. {example}"
+        for name, example in REQUIRED[kind].items()
+        if name not in given
+    ]
+    if missing or kind not in ("methods", "forget"):
+        return missing
+    problems = []
+    scopes = ("random", "class", "both") if kind == "methods" else ("random", "class")
+    if plugin.scope not in scopes:
+        problems.append(f"scope: {plugin.scope!r} is not one of {', '.join(scopes)}.")
+    if plugin.training not in TRAININGS:
+        problems.append(f"training: {plugin.training!r} is not one of {', '.join(TRAININGS)}.")
+    sizes = (
+        {"retain_size": 3.0, "forget_size": 1.0, "val_size": 1.0}
+        if kind == "methods"
+        else {"num_classes": 9.0}
+    )
+    formulas = given["cost"] if kind == "methods" else {"share": given["share"]}
+    if kind == "methods" and not set(formulas) <= set(COSTS):
+        problems.append(
+            f"cost: {', '.join(sorted(set(formulas) - set(COSTS)))}; allowed are {', '.join(COSTS)}."
+        )
+    values = {name: _number(p.default) for name, p in plugin.parameters.items()} | sizes
+    return problems + [p for name, text in formulas.items() if (p := _formula_problem(name, text, values))]
+
+
+def _number(default: Any) -> float:
+    """A parameter's default in a formula, in which a list stands for its length."""
+    return float(len(default)) if isinstance(default, tuple | str) else float(default)
+
+
+def _formula_problem(name: str, text: str, values: Mapping[str, float]) -> str | None:
+    try:
+        value = formula(text, values)
+    except (ValueError, SyntaxError, ZeroDivisionError, TypeError) as error:
+        return f"{name}: {text!r} is no formula of {', '.join(values)} ({' '.join(str(error).split())[:90]})."
+    return None if math.isfinite(value) and value >= 0 else f"{name}: {text!r} is {value} at the defaults."
 
 
 def _constants(body: list[ast.stmt]) -> dict[str, Any]:

@@ -122,6 +122,8 @@ def _choice(value: Any) -> Any:
         return {"name": value}
     if isinstance(value, dict) and len(value) == 1:
         [(name, parameters)] = value.items()
+        if not isinstance(parameters, (dict, type(None))):
+            raise ValueError(f"write {{{name}: {{parameter: value, …}}}}, not {{{name}: {parameters!r}}}.")
         return {"name": str(name), "parameters": parameters or {}}
     raise ValueError("write a name or {name: {parameter: value, …}}")
 
@@ -215,7 +217,7 @@ class Grid(Strict):
                     for number in classes
                     if number >= count
                 ]
-                if len(set(classes) & set(range(count))) == count:
+                if set(classes) == set(range(count)):
                     problems.append(f"forget.{name}.classes: all {count} classes of {dataset}; none is left.")
         return problems
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -11,12 +12,13 @@ from orchestrator import catalogue
 from orchestrator.keys import canonical
 from orchestrator.plan import Plan, Task
 
-TIMED = ("kind", "method", "dataset", "architecture", "track", "wall_s", "evaluate_s")
+TIMED = ("kind", "method", "dataset", "architecture", "track", "wall_s", "evaluate_s", "spec")
 
 
-def images(task: Task) -> float:
-    """Images a task trains on: epochs or the passes its method declares, times the sizes of the sets."""
-    spec = task.spec
+def images(spec: dict[str, Any]) -> float:
+    """Images that the task of a specification trains on: epochs, or the passes its method declares, times the
+    sizes of the sets.
+    """
     own = spec["method"] if "method" in spec else spec["training"]["epochs"]
     return _images(
         spec["kind"], spec["dataset"]["name"], _key(spec["members"]), _key(spec.get("forget")), _key(own)
@@ -60,7 +62,7 @@ def _share(forget: dict[str, Any], num_classes: int) -> float:
 
 def training_images(plan: Plan) -> dict[str, float]:
     """Images that all tasks train on, also with a base and a retrain for each unlearn task alone."""
-    of = {task.id: images(task) for task in plan.tasks}
+    of = {task.id: images(task.spec) for task in plan.tasks}
     unshared = 0.0
     for cell in plan.cells:
         for variant in (v for v in cell.variants if plan.runs(v)):
@@ -71,38 +73,57 @@ def training_images(plan: Plan) -> dict[str, float]:
     return {"training_images": sum(of.values()), "unshared_training_images": unshared}
 
 
-def hours(plan: Plan, left: Iterable[Task], timed: Iterable[dict[str, Any]]) -> tuple[float | None, int]:
-    """Device hours that `left` of a plan takes, and how many of these tasks are of a kind never timed.
+@dataclass
+class _Pace:
+    """What timed runs of one kind took."""
 
-    timed: finished runs (columns TIMED). A kind of task is estimated at the mean seconds of its timed runs.
-    One never timed is estimated from the timed bases on the same dataset and architecture: at their seconds
-    per training image and for the evaluation. Without such a base the hours are None.
+    runs: int = 0
+    images: float = 0.0
+    wall_s: float = 0.0
+    evaluate_s: float = 0.0
+
+    def add(self, row: dict[str, Any], trained_on: float) -> None:
+        self.runs += 1
+        self.images += trained_on
+        self.wall_s += row["wall_s"] or 0.0
+        self.evaluate_s += row["evaluate_s"] or 0.0
+
+    def seconds(self, trained_on: float) -> float:
+        """Of a task: at the pace per image, or, for a kind that trains on none, as long as the others."""
+        wall = self.wall_s / self.images * trained_on if self.images else self.wall_s / self.runs
+        return wall + self.evaluate_s / self.runs
+
+
+def hours(left: Iterable[Task], timed: Iterable[dict[str, Any]]) -> tuple[float | None, int]:
+    """Device hours that tasks take, and how many of them are of a kind never timed.
+
+    timed: finished runs (columns TIMED). A task is estimated from the timed runs of its kind and method on
+    its dataset, architecture and track, at their seconds per training image; one of a kind never timed at the
+    pace of the timed bases on the same dataset and architecture. Without such a base the hours are None.
     """
-    found: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    paces: dict[tuple[str, ...], _Pace] = {}
     for row in timed:
-        found.setdefault(_kind(row), []).append((row["wall_s"] or 0.0, row["evaluate_s"] or 0.0))
-    mean = {kind: (_mean(w for w, _ in times), _mean(e for _, e in times)) for kind, times in found.items()}
-    pace = {}  # (dataset, architecture) -> seconds per image, seconds of an evaluation
-    for task in plan.tasks:
-        if task.kind == "base" and (kind := _kind(task.columns())) in mean:
-            wall_s, evaluate_s = mean[kind]
-            pace[kind[2:4]] = wall_s / images(task), evaluate_s
+        spec = json.loads(row["spec"])
+        if not _known(spec):
+            continue
+        keys = [_kind(row)] + ([_kind(row)[2:4]] if row["kind"] == "base" else [])
+        for key in keys:
+            paces.setdefault(key, _Pace()).add(row, images(spec))
     total, guessed = 0.0, 0
     for task in left:
         kind = _kind(task.columns())
-        if kind in mean:
-            total += sum(mean[kind])
-        elif kind[2:4] in pace:
-            per_image, evaluate_s = pace[kind[2:4]]
-            total, guessed = total + per_image * images(task) + evaluate_s, guessed + 1
-        else:
+        pace = paces.get(kind) or paces.get(kind[2:4])
+        if pace is None:
             return None, 0
+        total += pace.seconds(images(task.spec))
+        guessed += kind not in paces
     return total / 3600, guessed
 
 
-def _mean(values: Iterable[float]) -> float:
-    known = list(values)
-    return sum(known) / len(known)
+def _known(spec: dict[str, Any]) -> bool:
+    """Whether the plug-ins of a timed run are still there."""
+    parts = {"datasets": spec["dataset"], "methods": spec.get("method"), "forget": spec.get("forget")}
+    return all(part is None or part["name"] in catalogue.plugins(kind) for kind, part in parts.items())
 
 
 def _kind(row: dict[str, Any]) -> tuple[str, ...]:

@@ -32,10 +32,10 @@ def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
     has_model = store.has_model if store else lambda _: False
     left = Schedule(plan.tasks, statuses, retry=FAILURES, has_model=has_model).pending()
     on_gpu = [row for row in timed if not str(row["device"]).startswith("cpu")]
-    device_hours, guessed = hours(plan, left, timed)
+    device_hours, guessed = hours(left, timed)
     return plan.counts() | {
         "done": len(done),
-        "gpu_hours": hours(plan, left, on_gpu)[0],
+        "gpu_hours": hours(left, on_gpu)[0],
         "device_hours": device_hours,
         "untimed_tasks": guessed,
         **training_images(plan),
@@ -52,7 +52,10 @@ def plan_text(facts: dict[str, Any]) -> str:
     lines = [
         f"{facts['tasks']:,} tasks in {facts['cells']} cells:"
         f" {facts['base']:,} base, {facts['retrain']:,} retrain, {facts['unlearn']:,} unlearn.",
-        f"Without shared bases and retrains: {facts['unshared_tasks']:,}; sharing saves {saved:,}.",
+        *(
+            [f"Without shared bases and retrains: {facts['unshared_tasks']:,}; sharing saves {saved:,}."]
+            * (saved > 0)
+        ),
         f"{facts['training_images']:,.0f} training images; without sharing"
         f" {facts['unshared_training_images']:,.0f}.",
         f"{facts['done']:,} are done, {facts['tasks'] - facts['done']:,} are left.",
@@ -70,10 +73,16 @@ def plan_text(facts: dict[str, Any]) -> str:
     elif facts["tasks"] > facts["done"]:
         guessed = facts["untimed_tasks"]
         lines.append(
-            f"{facts['device_hours']:.2f} hours on one {' or '.join(facts['devices'])}, from timed runs"
+            f"{_duration(facts['device_hours'])} on one {' or '.join(facts['devices'])}, from timed runs"
             + (f"; {guessed:,} tasks from the passes their methods declare." if guessed else ".")
         )
     return "\n".join(lines)
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    return f"{hours * 60:.0f} minutes" if hours * 60 >= 2 else f"{hours * 3600:.0f} seconds"
 
 
 # ---- run and status --------------------------------------------------------------------------------------
@@ -176,7 +185,7 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
 def _declared(plugin: catalogue.Plugin) -> dict[str, Any]:
     """What only methods declare."""
     facts = {"needs": list(plugin.constants["needs"]), "scope": plugin.scope, "access": plugin.access}
-    return facts | {"training": plugin.training, "cost": plugin.constants.get("cost", {})}
+    return facts | {"training": plugin.training, "cost": plugin.constants["cost"]}
 
 
 def _parameter(parameter: catalogue.Parameter) -> dict[str, Any]:
@@ -205,10 +214,16 @@ def list_text(kind: str, facts: list[dict[str, Any]]) -> str:
 
 def _method_words(row: dict[str, Any]) -> dict[str, str]:
     """What a method declares, in words: needs, scope, access, training and cost."""
-    passes = [f"{formula} × {name}" for name, formula in row["cost"].items()]
+    passes = [f"{_bracketed(formula)} × {name}" for name, formula in row["cost"].items()]
     words = {"needs": ", ".join(row["needs"]), "scope": row["scope"], "access": row["access"]}
     words |= {"training": row["training"]} if row["training"] != "plain" else {}
     return words | {"cost": ", ".join(passes) or "none"}
+
+
+def _bracketed(formula: str) -> str:
+    """A formula as a factor: more than one name or number stands in brackets."""
+    text = formula.replace(" * ", " · ")
+    return text if text.isidentifier() or text.isdecimal() else f"({text})"
 
 
 def methods_markdown(facts: list[dict[str, Any]]) -> str:

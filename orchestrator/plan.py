@@ -232,11 +232,16 @@ class _Builder:
     def _variant(self, method: catalogue.Plugin) -> Variant:
         values = self.methods[method.name]["hyperparameters"]
         augment = {} if self.grid.augment_unlearning else {"augment": False}
-        label = PLAIN
-        if method.training != PLAIN:
-            own = self.grid.recipe(self.dataset, self.architecture, "main", method.training)[method.training]
-            label = f"{method.training}({_inside(own)})"
-        return Variant(method.name, method.version, values | augment, {}, label)
+        return Variant(method.name, method.version, values | augment, {}, self._training(method.training))
+
+    def _training(self, name: str) -> str:
+        """The label of a training recipe, which tells bases apart that were trained in different ways."""
+        if name == PLAIN:
+            return PLAIN
+        of = {t: self.grid.recipe(self.dataset, self.architecture, t, name)[name] for t in TRACKS}
+        label, audited = _inside(of["main"]), _inside(of["audit"])
+        version = "" if of["main"]["version"] == 1 else f", version={of['main']['version']}"
+        return f"{name}({label}{'' if audited == label else f', audit {audited}'}{version})"
 
     def _skip(self, variant: Variant, forget: dict[str, Any], scope: str) -> None:
         """Note that a method cannot run on a forget recipe, as a task for each seed of the main track."""

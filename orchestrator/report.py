@@ -20,10 +20,11 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 RULE = (
     "Methods are ranked within a cell by the mean of two ranks: RetDev, ascending, and leakage |AUC − 0.5| of"
     " forgotten against retrained, ascending (in a cell without audit: the distance of Indisc from that of"
-    " retraining). Equal means are ordered by RetDev; a value that is not known ranks last. A method whose TA"
-    " is on average more than 0.1 below that of the retrain of the same seed is flagged “utility lost” and"
-    " comes after all others. An AUC whose whole interval lies below 0.5 is flagged “over-forgetting leaks"
-    " too”. A method without a finished main-track run has no rank. Base and retrain are references."
+    " retraining; where whole classes were forgotten, RetDev alone). Equal means are ordered by RetDev; a"
+    " value that is not known ranks last. A method whose TA (A_R, where whole classes were forgotten) is on"
+    " average more than 0.1 below that of the retrain of the same seed is flagged “utility lost” and comes"
+    " after all others. An AUC whose whole interval lies below 0.5 is flagged “over-forgetting leaks too”. A"
+    " method without a finished main-track run has no rank. Base and retrain are references."
 )
 INTERVALS = (
     "mean ± half the 95 % t-interval over seeds, value [low, high] with the 95 % cluster-bootstrap interval"
@@ -78,7 +79,7 @@ def shown(row: dict[str, Any], column: Column) -> str:
 
 def _notes(row: dict[str, Any]) -> list[str]:
     counts = [f"{count:,} {status}" for status, count in row["failed"].items()]
-    counts += [f"{count:,} warned" for count in row["warnings"].values()]
+    counts += [f"{sum(row['warnings'].values()):,} warned"] * bool(row["warnings"])
     return [*row["flags"], *counts, *([f"{row['missing']:,} not run"] if row["missing"] else [])]
 
 

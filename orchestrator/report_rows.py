@@ -178,8 +178,8 @@ def _entry(ledger: Ledger, row: Row, label: str, audits: list[dict[str, Any]]) -
     for name in SEEDED:
         of = indisc if name == "indisc" else seeds
         facts |= _interval(name, [values[name] for values in of.values()])
-    lost = [values["ta_lost"] for values in seeds.values() if values["ta_lost"] is not None]
-    facts |= {"indisc_retrain": None, "ta_below_retrain": sum(lost) / len(lost) if lost else None}
+    lost = [values["lost"] for values in seeds.values() if values["lost"] is not None]
+    facts |= {"indisc_retrain": None, "below_retrain": sum(lost) / len(lost) if lost else None}
     facts |= report_audit.comparisons(curves) | report_audit.per_sample(curves)
     facts |= dict.fromkeys(report_audit.AGAINST_BASE)
     facts |= {"failed": {failure.status: failure.count for failure in failures}, "missing": missing}
@@ -208,15 +208,18 @@ def _seed_values(ledger: Ledger, row: Row) -> dict[int, Values]:
 
 
 def _against(own: Values, retrain: Values | None, kind: str) -> Values:
-    """RetDev, RTE and the loss of test accuracy of one run against the retrain of its seed (benchmark §5)."""
+    """RetDev, RTE and the loss of test accuracy of one run against the retrain of its seed (benchmark §5).
+    Where whole classes were forgotten, the loss is that of A_R.
+    """
     if retrain is None:
-        return {"ret_dev": None, "rte": None, "ta_lost": None}
+        return {"ret_dev": None, "rte": None, "lost": None}
+    of = "ta" if retrain["ar"] is None else "ar"  # what is left to be good at
     deviations = [_deviation(own[name], retrain[name]) for name in ("ra", "fa", "ta")]
     known = [deviation for deviation in deviations if deviation is not None]
     return {
         "ret_dev": sum(known) if len(known) == len(deviations) else None,
         "rte": None if kind == "base" else _ratio(retrain["wall_s"], own["wall_s"]),
-        "ta_lost": _difference(retrain["ta"], own["ta"]),
+        "lost": _difference(retrain[of], own[of]),
     }
 
 
@@ -259,6 +262,8 @@ def _labels(rows: list[Row]) -> list[str]:
             labels.append(row.kind.capitalize() + (f", {row.training}" if row.training != PLAIN else ""))
             continue
         label = known[row.method].label if row.method in known else row.method
+        if any(other.method == row.method and other.training != row.training for other in rows):
+            label += f", {row.training}"
         mine = row.hyperparameters or {}
         others = [other.hyperparameters or {} for other in rows if other.method == row.method]
         differ = [name for name in mine if any(name not in o or o[name] != mine[name] for o in others)]
@@ -277,7 +282,7 @@ def _identity(columns: dict[str, Any]) -> tuple[str, ...]:
 def _flags(row: dict[str, Any]) -> list[str]:
     if row["kind"] != "unlearn":
         return []
-    below, upper = row["ta_below_retrain"], row[f"{LEAKAGE}_high"]
+    below, upper = row["below_retrain"], row[f"{LEAKAGE}_high"]
     lost = below is not None and below > UTILITY_MARGIN
     over = upper is not None and row[LEAKAGE] < 0.5 and upper < 0.5
     return [UTILITY_LOST] * lost + [OVER_FORGETS] * over
@@ -287,8 +292,9 @@ def rank(rows: list[dict[str, Any]]) -> None:
     """Number the methods of a cell that have a finished main-track run; `report.RULE` says how."""
     ranked = [row for row in rows if row["kind"] == "unlearn" and row["n"]]
     audited = any(row[LEAKAGE] is not None for row in ranked)
+    by_class = any(row["ef"] is not None for row in ranked)
     utility = _ranks([row["ret_dev"] for row in ranked])
-    leakage = _ranks([_leakage(row, audited) for row in ranked])
+    leakage = _ranks([None if by_class and not audited else _leakage(row, audited) for row in ranked])
     order = sorted(
         range(len(ranked)),
         key=lambda i: (UTILITY_LOST in ranked[i]["flags"], utility[i] + leakage[i], utility[i]),

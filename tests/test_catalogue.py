@@ -6,13 +6,22 @@ import dataclasses
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from methods.base import plugin
-from orchestrator.catalogue import FOLDERS, Parameter, plugins, read, training_version
+from orchestrator.catalogue import (
+    FOLDERS,
+    Parameter,
+    declaration_problems,
+    plugins,
+    read,
+    training_version,
+)
+from tests.conftest import Lethe
 
 CLASSES = [(kind, name) for kind in FOLDERS if kind != "attacks" for name in plugins(kind)]
 
@@ -107,3 +116,61 @@ def test_a_file_without_a_name_is_a_helper(tmp_path: Path) -> None:
     path = tmp_path / "helper.py"
     path.write_text("version = 1\ndef f(): return 1\n")
     assert read(path) is None
+
+
+# ---- declarations ----------------------------------------------------------------------------------------
+
+METHOD = '''
+"""A method."""
+
+
+class Mine:
+    name = "mine"
+    version = 1
+    needs = ("retain",)
+    {extra}
+
+    epochs: int = hp(5, 1, 37)
+'''
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("", 'cost: missing, or not a literal. Write e.g. cost = {"retain": "epochs"}'),
+        ('cost = {"retain": "epoch + 1"}', "retain: 'epoch + 1' is no formula of epochs, retain_size"),
+        ('cost = {"retain": "1 / (epochs - 5)"}', "'1 / (epochs - 5)' is no formula"),
+        ('cost = {"retain": "epochs if"}', "'epochs if' is no formula"),
+        ('cost = {"retain": "-epochs"}', "'-epochs' is no formula"),
+        ('cost = {"retain": "2 - epochs"}', "is -3.0 at the defaults"),
+        ('cost = {"retains": "epochs"}', "cost: retains; allowed are retain, forget, val, copies."),
+        ('cost = {}\n    scope = "clas"', "scope: 'clas' is not one of random, class, both."),
+        ('cost = {}\n    training = "mnemonik"', "training: 'mnemonik' is not one of plain, mnemonic."),
+    ],
+)
+def test_a_wrong_declaration_is_one_line(tmp_path: Path, extra: str, message: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(METHOD.replace("{extra}", extra), encoding="utf-8")
+    plugin = read(path)
+    assert plugin is not None
+    (problem,) = declaration_problems("methods", plugin)
+    assert message in problem
+
+
+def test_a_plan_refuses_a_plug_in_that_does_not_declare_what_it_reads(
+    lethe: Lethe, project_copy: Callable[..., Path], write_grid: Callable[..., Path]
+) -> None:
+    folder = project_copy(mine=METHOD.replace("{extra}", ""))
+    recipes = folder / "workers" / "forget"
+    recipe = (recipes / "random.py").read_text(encoding="utf-8").replace('name = "random"', 'name = "some"')
+    (recipes / "some.py").write_text(recipe.replace('    share = "fraction"\n', ""), encoding="utf-8")
+    for name, problem in (
+        ("forget/some.py", "workers/forget/some.py  share: missing"),
+        ("methods/mine.py", "methods/mine.py  cost: missing"),
+    ):
+        done = lethe("plan", write_grid(), cwd=folder)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(problem)
+        (folder / ("workers/" if name.startswith("forget") else "") / name).unlink()
+    assert lethe("plan", write_grid(), cwd=folder).returncode == 0

@@ -214,7 +214,7 @@ def _audited(made: Synthetic) -> Cell:
 def _row(name: str, ret_dev: float | None, auc: float | None, **more: Any) -> dict[str, Any]:
     row = {"kind": "unlearn", "method": name, "n": 2, "rank": None, "ret_dev": ret_dev, "flags": []}
     row |= {"auc_forgotten_vs_retrained": auc, "auc_forgotten_vs_retrained_high": None}
-    return row | {"indisc": None, "indisc_retrain": 0.9, "ta_below_retrain": 0.0} | more
+    return row | {"ef": None, "indisc": None, "indisc_retrain": 0.9, "below_retrain": 0.0} | more
 
 
 def _order(*rows: dict[str, Any]) -> list[str]:
@@ -253,7 +253,7 @@ def test_lost_utility_ranks_after_all_others() -> None:
     ],
 )
 def test_flags(below: float | None, auc: float, high: float, flags: list[str]) -> None:
-    row = _row("a", 0.1, auc, ta_below_retrain=below, auc_forgotten_vs_retrained_high=high)
+    row = _row("a", 0.1, auc, below_retrain=below, auc_forgotten_vs_retrained_high=high)
     assert report_rows._flags(row) == flags
     assert report_rows._flags(row | {"kind": "base"}) == []
 

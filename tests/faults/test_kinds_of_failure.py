@@ -22,6 +22,7 @@ class Failing(Method):
     paper = ""
     version = 1
     needs = ("retain",)
+    cost = {}
 
     def unlearn(self, model, data):
         import os, time
