@@ -7,6 +7,6 @@ One file per attack, each with the literal constants `name`, `label`, `paper` an
     on one model                loss_threshold, population_loss, attack_p, entropy, correctness,
                                 quantile_regression
 
-The other files (`scores`, `metrics`, `moments`, `moderation`, `bootstrap`, `inputs`) are helpers. Nothing is imported here, so that reading the package costs nothing: `from attacks.ulira import
-ulira`.
+The other files (`scores`, `metrics`, `moments`, `moderation`, `bootstrap`, `inputs`) are helpers. Nothing
+is imported here, so that reading the package costs nothing: `from attacks.ulira import ulira`.
 """

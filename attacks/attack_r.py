@@ -1,8 +1,8 @@
 """Attack-R and reference calibration: how does the target compare with models without the sample?
 
-    attack_r      share of OUT models with p(x | target) >= p(x | OUT model)   Ye et al. 2022, arXiv:2111.09679
-    watson        phi - mean_OUT                                         Watson et al. 2022, arXiv:2111.08440
-    sablayrolles  phi - (mean_IN + mean_OUT) / 2                   Sablayrolles et al. 2019, arXiv:1908.11229
+    attack_r      share of OUT models with p(x | target) >= p(x | OUT model)  Ye et al. 2022, arXiv:2111.09679
+    watson        phi - mean_OUT                                        Watson et al. 2022, arXiv:2111.08440
+    sablayrolles  phi - (mean_IN + mean_OUT) / 2                  Sablayrolles et al. 2019, arXiv:1908.11229
 
 With k OUT models `attack_r` has k + 1 values and resolves no FPR below 1 / k; its refinement by a t-tail is
 `attacks.lira.offline_1s`. The two others correct the difficulty of a sample, but not its spread.

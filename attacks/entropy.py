@@ -25,7 +25,8 @@ version = 1
 def entropy(logits: ArrayLike) -> Floats:
     """Entropy H in nats, (n,), 0 to log C, of logits (n, C). Raises ValueError for a non-finite logit."""
     log_p = _log_probabilities(_logits(logits))
-    return -(np.exp(log_p) * log_p).sum(axis=1)
+    h: Floats = -(np.exp(log_p) * log_p).sum(axis=1)
+    return h
 
 
 def modified_entropy(logits: ArrayLike, labels: ArrayLike) -> Floats:
@@ -39,7 +40,8 @@ def modified_entropy(logits: ArrayLike, labels: ArrayLike) -> Floats:
     p, log_rest = np.exp(log_p), _log_rest(z, log_p)
     terms = p * log_rest
     terms[rows, y] = np.exp(log_rest[rows, y]) * log_p[rows, y]
-    return -terms.sum(axis=1)
+    m: Floats = -terms.sum(axis=1)
+    return m
 
 
 def class_thresholds(score: ArrayLike, labels: ArrayLike, member: ArrayLike, classes: int) -> Floats:

@@ -221,7 +221,8 @@ def shrunk_correlation(products: Floats, squared: Floats, number: int) -> Floats
     products = sum of z z', squared = sum of (z z')^2 elementwise. The weight of the identity is
     sum Var(r_ab) / sum r_ab^2 over a != b, within 1e-6..1 (Schafer and Strimmer 2005).
     """
-    deviation = np.sqrt(np.maximum(np.diag(products) / number, np.finfo(np.float64).tiny))
+    variance = np.diag(products) / number
+    deviation = np.sqrt(np.where(variance > 0, variance, 1.0))  # a constant view is correlated with none
     both = np.outer(deviation, deviation)
     r = products / number / both
     noise = (squared / number / both**2 - r**2) / number

@@ -18,6 +18,8 @@ Deviation: softmax at temperature 1, one view.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,8 +52,8 @@ def online(
     wrong shape, an infinite score, NaN in the population, or gamma that is not positive.
     """
     x, refs, inside, z, z_refs = _inputs(target, shadow, member, target_population, shadow_population)
-    both = np.logaddexp(_log_mean(refs, inside), _log_mean(refs, ~inside)) - math.log(2)
-    return _beaten(x - both, z - _log_mean(z_refs, np.ones(z_refs.shape, dtype=bool)), gamma)
+    reference = _middle(_log_mean(refs, inside), _log_mean(refs, ~inside))
+    return _beaten(x - reference, z - _log_mean(z_refs, np.ones(z_refs.shape, dtype=bool)), gamma)
 
 
 def offline(
@@ -68,8 +70,6 @@ def offline(
 
     a: 1 = the OUT mean itself, 0 = half way to certainty; choose it with `tune_a`.
     """
-    if not 0 <= a <= 1:
-        raise ValueError(f"a: {a} is outside the allowed range 0..1.")
     x, refs, inside, z, z_refs = _inputs(target, shadow, member, target_population, shadow_population)
     reference = _towards_one(_log_mean(refs, ~inside), a)
     z_reference = _towards_one(_log_mean(z_refs, np.ones(z_refs.shape, dtype=bool)), a)
@@ -88,27 +88,11 @@ def leave_pair_out(
     """Scores (models, n), every model by the other pairs; offline with `a`, online without.
 
     phi and member (models, n), pair ids (models,), population phi (models, z). A pair counts for the samples
-    that exactly one of its two models trained on, and that both have a score of; elsewhere NaN.
+    that exactly one of its two models trained on, and that both have a score of; elsewhere NaN. Raises
+    ValueError as `online`, for fewer than two pairs, and for a pair of other than two models.
     """
-    refs = scores(phi, "phi", (2,))
-    inside, rows = membership(member, refs.shape), pair_rows(pair, len(refs))
-    z_refs = scores(population, "population", (2,), missing=False)
-    if len(z_refs) != len(refs):
-        raise ValueError(f"population: {len(z_refs)} models do not match the {len(refs)} models of phi.")
-    if len(rows) < 2:
-        raise ValueError(f"pairs: {len(rows)} is too few, at least 2.")
-    unpaired = _unpaired(refs, inside, rows)
-    refs[unpaired] = np.nan
-    out = np.full(refs.shape, np.nan)
-    for pair_of_models in rows:
-        others = np.setdiff1d(np.arange(len(refs)), pair_of_models)
-        known = refs[others], inside[others]
-        for m in pair_of_models:
-            if a is None:
-                out[m] = online(refs[m], *known, z_refs[m], z_refs[others], gamma=gamma)
-            else:
-                out[m] = offline(refs[m], *known, z_refs[m], z_refs[others], gamma=gamma, a=a)
-    return out
+    matrix = _matrix(phi, member, pair, population)
+    return _score_pairs(matrix, list(_references(matrix)), gamma, a)
 
 
 def tune_a(
@@ -118,22 +102,87 @@ def tune_a(
 
     Arguments as `leave_pair_out`; the models must not be audited with it afterwards. Ties: the smallest.
     """
-    inside = np.asarray(member, dtype=bool)
-    areas = []
+    matrix = _matrix(phi, member, pair, population)
+    references, areas = list(_references(matrix)), []
     for a in GRID:
-        found = leave_pair_out(phi, member, pair, population, gamma=gamma, a=a)
+        found = _score_pairs(matrix, references, gamma, a)
         scored = ~np.isnan(found)
-        areas.append(auc(found[scored & inside], found[scored & ~inside]))
+        areas.append(auc(found[scored & matrix.inside], found[scored & ~matrix.inside]))
     return GRID[int(np.argmax(areas))]
 
 
-def _unpaired(refs: Floats, inside: Mask, rows: NDArray[np.intp]) -> Mask:
-    """Entries (models, n) of pairs that do not have one IN and one OUT score of the sample."""
-    first, second = rows.T
-    bad = (inside[first] == inside[second]) | np.isnan(refs[first]) | np.isnan(refs[second])
-    unpaired = np.empty(refs.shape, dtype=bool)
-    unpaired[first] = unpaired[second] = bad
-    return unpaired
+class _Matrix(NamedTuple):
+    """Log probabilities of samples (models, n) and of the population (models, z), masks and pairs."""
+
+    log_p: Floats
+    inside: Mask
+    usable: Mask  # (pairs, n)
+    rows: NDArray[np.intp]  # (pairs, 2)
+    population: Floats
+
+
+class _References(NamedTuple):
+    """Log mean probabilities over the models of other pairs: IN (n,), OUT (n,), of the population (z,)."""
+
+    inside: Floats
+    out: Floats
+    population: Floats
+
+
+def _matrix(phi: ArrayLike, member: ArrayLike, pair: ArrayLike, population: ArrayLike) -> _Matrix:
+    refs = scores(phi, "phi", (2,))
+    inside, rows = membership(member, refs.shape), pair_rows(pair, len(refs))
+    z = scores(population, "population", (2,), missing=False)
+    if len(z) != len(refs):
+        raise ValueError(f"population: {len(z)} models do not match the {len(refs)} models of phi.")
+    if len(rows) < 2:
+        raise ValueError(f"pairs: {len(rows)} is too few, at least 2.")
+    a, b = rows.T
+    usable = (inside[a] != inside[b]) & ~np.isnan(refs[a]) & ~np.isnan(refs[b])
+    return _Matrix(_log_p(refs), inside, usable, rows, _log_p(z))
+
+
+def _references(matrix: _Matrix) -> Iterator[_References]:
+    """For every pair: what the other pairs say."""
+    a, b = matrix.rows.T
+    first, second = matrix.log_p[a], matrix.log_p[b]
+    a_inside = matrix.inside[a]
+    high, low = np.where(a_inside, first, second), np.where(a_inside, second, first)
+    high, low = (np.where(matrix.usable, world, -np.inf) for world in (high, low))
+    both = np.logaddexp(matrix.population[a], matrix.population[b])
+    number = matrix.usable.sum(axis=0) - matrix.usable
+    with np.errstate(divide="ignore"):
+        log_number = np.log(number)
+    sums = zip(*(_sums_without_each(world) for world in (high, low, both)), strict=True)
+    for p, (log_in, log_out, log_z) in enumerate(sums):
+        with np.errstate(invalid="ignore"):  # of no model: -inf + inf, which is NaN
+            means = log_in - log_number[p], log_out - log_number[p]
+        yield _References(*means, log_z - math.log(2 * (len(a) - 1)))
+
+
+def _score_pairs(matrix: _Matrix, references: list[_References], gamma: float, a: float | None) -> Floats:
+    out = np.full(matrix.log_p.shape, np.nan)
+    for models, usable, known in zip(matrix.rows, matrix.usable, references, strict=True):
+        if a is None:
+            x_ref, z_ref = _middle(known.inside, known.out), known.population
+        else:
+            x_ref, z_ref = _towards_one(known.out, a), _towards_one(known.population, a)
+        for m in models:
+            score = _beaten(matrix.log_p[m] - x_ref, matrix.population[m] - z_ref, gamma)
+            out[m] = np.where(usable, score, np.nan)
+    return out
+
+
+def _sums_without_each(log_p: Floats) -> Iterator[Floats]:
+    """For every row of log p (k, n): log of the sum of p over all the other rows; subtracts nothing."""
+    nothing = np.full(log_p.shape[1], -np.inf)
+    after = [nothing]
+    for row in log_p[:0:-1]:
+        after.append(np.logaddexp(after[-1], row))
+    before = nothing
+    for row in log_p:
+        yield np.logaddexp(before, after.pop())
+        before = np.logaddexp(before, row)
 
 
 def _log_mean(log_p: Floats, use: Mask) -> Floats:
@@ -146,10 +195,21 @@ def _log_mean(log_p: Floats, use: Mask) -> Floats:
     return mean
 
 
+def _middle(log_p: Floats, log_q: Floats) -> Floats:
+    """log of (p + q) / 2; NaN where either is."""
+    with np.errstate(invalid="ignore"):
+        middle: Floats = np.logaddexp(log_p, log_q) - math.log(2)
+    return middle
+
+
 def _towards_one(log_p: Floats, a: float) -> Floats:
     """log of ((1 + a) p + 1 - a) / 2."""
+    if not 0 <= a <= 1:
+        raise ValueError(f"a: {a} is outside the allowed range 0..1.")
     share = math.log1p(-a) if a < 1 else -math.inf
-    return np.logaddexp(math.log1p(a) + log_p, share) - math.log(2)
+    with np.errstate(invalid="ignore"):
+        mixture: Floats = np.logaddexp(math.log1p(a) + log_p, share) - math.log(2)
+    return mixture
 
 
 def _beaten(log_ratio: Floats, population: Floats, gamma: float) -> Floats:
@@ -172,5 +232,9 @@ def _inputs(
     if z_refs.shape != (len(known), z.size):
         raise ValueError(f"shadow_population: shape {z_refs.shape} is not {(len(known), z.size)}.")
     inside = membership(member, known.shape)
-    log_x, log_known, log_z, log_refs = (-loss_from_phi(phi) for phi in (x, known, z, z_refs))
-    return log_x, log_known, inside, log_z, log_refs
+    return _log_p(x), _log_p(known), inside, _log_p(z), _log_p(z_refs)
+
+
+def _log_p(phi: Floats) -> Floats:
+    with np.errstate(invalid="ignore"):  # a missing score has a missing probability
+        return -np.asarray(loss_from_phi(phi), dtype=np.float64)

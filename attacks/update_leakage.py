@@ -6,8 +6,8 @@ were forgotten and among samples that were never in are bivariate Gaussians, and
     LLR = log N(v; mean_F, D_F R_F D_F) - log N(v; mean_U, D_U R_U D_U)
 
 per sample, with D the moderated deviations (see moderation.py) and R the correlation of the two scores,
-pooled over samples and shrunk towards none (see lira.py). What each model alone hides, their difference may show: if
-they are strongly correlated, a small shift between the two is worth a lot.
+pooled over samples and shrunk towards none (see lira.py). What each model alone hides, their difference
+may show: if they are strongly correlated, a small shift between the two is worth a lot.
 
 Deviation: Chen et al. train a classifier on posteriors of both models; this needs neither it nor shadows of
 its own, as the audit's pairs hold both scores. Every pair is scored by the others.
