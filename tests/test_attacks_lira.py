@@ -62,6 +62,7 @@ def gaussian_worlds(shift, spread=1.0, k=64, n=2000, seed=0):
 @pytest.mark.parametrize("missing", [0.0, 0.15])
 def test_models_and_masks_give_the_very_numbers_of_the_unlearning_audit(dtype, missing):
     x, y = (w.astype(dtype) for w in worlds(k=7, n=200, seed=1, missing=missing))
+    x[:, :5], y[:, 3:8] = 2.0, 1.0  # constant: floors must be the same, too
     phi, member, pair = complementary(x, y)
     high, low = ulira.leave_pair_out(x, y)
     found = lira.leave_pair_out(phi, member, pair)
@@ -416,6 +417,17 @@ def test_the_normal_tail_is_exact():
     z = np.array([-30.0, -1.0, 0.0, 2.0, 100.0])
     np.testing.assert_array_equal(lira._log_upper_tail(z, np.array(math.inf)), log_ndtr(-z))
     np.testing.assert_allclose(lira._log_upper_tail(z, np.array(1e9))[1:4], log_ndtr(-z)[1:4], rtol=1e-6)
+
+
+def test_the_far_tail_continues_the_exact_one(monkeypatch):
+    """The asymptote takes over below 1e-290; taken over from 1e-100 on, it meets what is still exact."""
+    nu = np.array([[20.0], [200.0], [1e4]])
+    z = np.geomspace(5, 1e15, 400) * np.ones((3, 1))
+    exact = lira._log_upper_tail(z, nu)
+    monkeypatch.setattr(lira, "FAR_TAIL", 1e-100)
+    both = (exact < math.log(1e-100)) & (exact > math.log(1e-290))
+    assert both.any(axis=1).all()
+    np.testing.assert_allclose(lira._log_upper_tail(z, nu)[both], exact[both], atol=1 / 20**2)
 
 
 # --- planted defects: each is told apart by a known answer

@@ -106,9 +106,10 @@ def test_the_quantile_follows_the_features():
 
 
 def wide(n=300, d=40, seed=4):
-    """As many features as make a fit remember its samples; membership means nothing."""
+    """So many useful features that a fit remembers its samples; membership means nothing."""
     rng = np.random.default_rng(seed)
-    return rng.normal(size=n), rng.normal(size=(n, d)), rng.random(n) < 0.5
+    x = rng.normal(size=(n, d))
+    return x.sum(axis=1) + rng.normal(size=n), x, rng.random(n) < 0.5
 
 
 def test_a_null_world_is_one_half_though_the_fit_remembers():

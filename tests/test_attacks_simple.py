@@ -295,6 +295,8 @@ def test_defect_a_collapsed_model_gains_nothing_by_its_first_class():
     naive = 0.5 + 0.5 * (float((z.argmax(axis=1) == y).mean()) - float((z.argmax(axis=1) == other).mean()))
     assert naive == 1.0
     assert correctness(correct_from_logits(z, y), correct_from_logits(z, other)) == 0.5
+    assert correct_from_logits(z, y).tolist() == [0.2] * 10
+    assert correct_from_logits([[1.0, 1.0, 0.0]], [2]).tolist() == [0.0]
 
 
 # --- bad input
