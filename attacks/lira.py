@@ -280,13 +280,17 @@ def _with_root(views: list[_View], values: Floats, here: Mask, combine: str) -> 
         return fit
     mean = np.array([v.moments.mean for v in views])[:, usable]
     spread = np.sqrt([v.variance() for v in fit.take(usable).views])
+    columns = slice(None) if usable.all() else np.flatnonzero(usable)
     q, number = len(views), 0
     products, squared = np.zeros((q, q)), np.zeros((q, q))
-    for row, mask in zip(values[:, :, usable], here[:, usable], strict=True):
-        z = (row[:, mask] - mean[:, mask]) / spread[:, mask]
+    for row, mask in zip(values, here, strict=True):
+        used = mask & usable
+        if not used.any():
+            continue
+        z = np.where(used[usable], (row[:, columns] - mean) / spread, 0.0)
         products += z @ z.T
         squared += (z * z) @ (z * z).T
-        number += z.shape[1]
+        number += int(used.sum())
     return _Fit(views, np.linalg.cholesky(shrunk_correlation(products, squared, number)))
 
 
