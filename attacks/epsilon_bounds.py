@@ -136,9 +136,9 @@ def epsilon_of_rates(tpr_low: ArrayLike, fpr_high: ArrayLike, delta: float = 0.0
     if not 0 <= delta < 1:
         raise ValueError(f"delta: {delta} is outside the allowed range 0..1 (1 excluded).")
     with np.errstate(divide="ignore", invalid="ignore"):
-        accepted = np.log(np.maximum(tpr - delta, 0.0) / fpr)
-        rejected = np.log(np.maximum(1 - fpr - delta, 0.0) / (1 - tpr))
-    epsilon: Floats = np.fmax(np.fmax(accepted, rejected), 0.0)  # fmax: 0 / 0 says nothing
+        accepted = np.log(np.maximum(tpr - delta, 0.0)) - np.log(fpr)
+        rejected = np.log1p(-np.minimum(fpr + delta, 1.0)) - np.log1p(-tpr)
+    epsilon: Floats = np.fmax(np.fmax(accepted, rejected), 0.0)  # fmax: 0 over 0 says nothing
     return epsilon
 
 
