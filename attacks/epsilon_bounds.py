@@ -41,7 +41,6 @@ version = 1
 
 MIN_SCORES = 2  # per side: one to choose by, one to judge by
 MAX_EPSILON = 50.0
-GRID = 2001  # steps of 0.025 in the search of the one-run bound
 
 
 @dataclass(frozen=True)
@@ -202,12 +201,9 @@ def one_run_epsilon(
     def possible(epsilon: float) -> bool:
         return one_run_p_value(epsilon, correct, guesses, samples, delta) > alpha
 
-    if delta == 0:
-        return _bisect(possible, 0.0, MAX_EPSILON)
-    # With delta the right side need not rise everywhere; the first crossing is the honest one.
-    grid = np.linspace(0.0, MAX_EPSILON, GRID)
-    first = next((j for j, epsilon in enumerate(grid) if possible(float(epsilon))), GRID - 1)
-    return _bisect(possible, float(grid[max(first - 1, 0)]), float(grid[first]))
+    # Once the right side exceeds alpha it stays there: each of its terms is the chance of v - i right guesses
+    # or more, plus or less a share of a window of it that grows as long as that chance is small.
+    return _bisect(possible, 0.0, MAX_EPSILON)
 
 
 def one_run_p_value(epsilon: float, correct: int, guesses: int, samples: int, delta: float = 0.0) -> float:

@@ -197,6 +197,16 @@ def test_groups_stay_in_one_half():
     assert judged_alone.n_positive == 250
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_half_that_chooses_does_not_judge(seed):
+    """Two perfectly separated groups, at 0 and at 10: a threshold of one says nothing about the other."""
+    group = np.repeat([0, 1], 50)
+    positive, negative = np.repeat([1.0, 11.0], 50), np.repeat([-1.0, 9.0], 50)
+    found = split_threshold(positive, negative, positive_group=group, negative_group=group, seed=seed)
+    assert found.epsilon == found.mu == 0
+    assert exploratory_bound(positive, negative).epsilon > 0
+
+
 def test_gaussian_privacy_has_the_known_delta():
     """delta(0) is the total variation distance, 2 Phi(mu / 2) - 1; no overflow far out."""
     for mu in (0.5, 1.0, 2.0):
@@ -221,6 +231,17 @@ def test_delta_weakens_the_one_run_bound_by_the_definition():
     assert one_run_p_value(1.0, 90, 100, 1000, 1e-5) == pytest.approx(expected, rel=1e-9)
     bounds = [one_run_epsilon(90, 100, 1000, delta) for delta in (0.0, 1e-6, 1e-5, 1e-3, 0.5)]
     assert bounds == sorted(bounds, reverse=True) and bounds[0] > bounds[2] > bounds[-1] == 0
+
+
+@pytest.mark.parametrize("delta", [1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize(("correct", "samples"), [(90, 100), (90, 5000), (60, 300)])
+def test_what_is_possible_stays_possible_at_a_larger_epsilon(delta, correct, samples):
+    """So bisection finds the smallest epsilon that is possible."""
+    values = [one_run_p_value(e, correct, 100, samples, delta) for e in np.linspace(0, 8, 400)]
+    possible = np.array(values) > 0.05
+    assert (np.diff(possible.astype(int)) >= 0).all()
+    found = one_run_epsilon(correct, 100, samples, delta)
+    assert found == pytest.approx(8 * np.argmax(possible) / 399, abs=8 / 399)
 
 
 def randomised_response(epsilon, m, rng):

@@ -143,6 +143,14 @@ def test_planted_samples_are_found_on_one_half_and_confirmed_on_the_other():
     assert found.mean_found_auc == pytest.approx(expected, abs=4 * 0.07 / math.sqrt(found.found.size))
 
 
+def test_the_most_exposed_sample_comes_first():
+    rng = np.random.default_rng(6)
+    forgotten, reference = rng.normal(size=(64, 50)), rng.normal(size=(64, 50))
+    forgotten[:, 3] += 1.5
+    forgotten[:, 7] += 9
+    assert exposed(forgotten, reference).confirmed[:2].tolist() == [7, 3]
+
+
 def test_reading_the_auc_where_it_was_chosen_would_show():
     """The mutant ranks and reports on the same pairs: the top 1 % of a world without leaks look exposed."""
     rng = np.random.default_rng(2)
@@ -192,6 +200,12 @@ def test_streisand_share_keeps_its_level_with_few_models():
     assert streisand(forgotten, reference).share == pytest.approx(0.01, abs=0.003)
     naive = reference[1:].mean(axis=0) - 2.326 * reference[1:].std(axis=0, ddof=1)
     assert np.mean(forgotten[0] < naive) > 0.03
+
+
+def test_streisand_share_does_not_depend_on_the_unit_of_phi():
+    forgotten, reference, _ = planted(n=500, share=0.0, k=8)
+    forgotten -= 1
+    assert streisand(1e-6 * forgotten, 1e-6 * reference) == streisand(forgotten, reference)
 
 
 def test_streisand_ignores_missing_scores():

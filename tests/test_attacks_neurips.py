@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attacks.klom import halves
 from attacks.neurips_score import CAP, DELTA, epsilons, final_score, forgetting, neurips_score
 
 SEEDS = st.integers(0, 10_000)
@@ -160,6 +161,18 @@ def test_a_perfect_method_has_ratio_one():
     # Scores of .35 with a deviation of .25 over 400 samples: .0125 each, two of them, relative.
     assert found.ratio == pytest.approx(1, abs=4 * math.sqrt(2) * 0.0125 / 0.35)
     assert found.null == pytest.approx(0.35, abs=4 * 0.0125)
+
+
+def test_the_halved_score_uses_as_many_models_as_the_null():
+    rng = np.random.default_rng(7)
+    unlearned, retrained = rng.normal(1, 1, (40, 30)), rng.normal(0, 1, (60, 30))
+    found = neurips_score(unlearned, retrained)
+    few, half, other = halves(unlearned, retrained, 0)
+    assert found.models == 40 and len(few) == len(half) == len(other) == found.models_halved == 30
+    expected = [forgetting(epsilons(few, side), 30) for side in (half, other)]
+    assert found.forgetting_halved == pytest.approx(np.mean(expected))
+    assert found.null == forgetting(epsilons(half, other), 30)
+    assert found.forgetting == forgetting(epsilons(unlearned, retrained), 40)
 
 
 def test_training_started_from_one_model_is_told_apart():
