@@ -41,7 +41,6 @@ version = 1
 
 MIN_SCORES = 2  # per side: one to choose by, one to judge by
 MAX_EPSILON = 50.0
-GRID = 2001  # steps of 0.025 in the search of the one-run bound
 
 
 @dataclass(frozen=True)
@@ -136,9 +135,9 @@ def epsilon_of_rates(tpr_low: ArrayLike, fpr_high: ArrayLike, delta: float = 0.0
     if not 0 <= delta < 1:
         raise ValueError(f"delta: {delta} is outside the allowed range 0..1 (1 excluded).")
     with np.errstate(divide="ignore", invalid="ignore"):
-        accepted = np.log(np.maximum(tpr - delta, 0.0) / fpr)
-        rejected = np.log(np.maximum(1 - fpr - delta, 0.0) / (1 - tpr))
-    epsilon: Floats = np.fmax(np.fmax(accepted, rejected), 0.0)  # fmax: 0 / 0 says nothing
+        accepted = np.log(np.maximum(tpr - delta, 0.0)) - np.log(fpr)
+        rejected = np.log1p(-np.minimum(fpr + delta, 1.0)) - np.log1p(-tpr)
+    epsilon: Floats = np.fmax(np.fmax(accepted, rejected), 0.0)  # fmax: 0 over 0 says nothing
     return epsilon
 
 
@@ -202,12 +201,9 @@ def one_run_epsilon(
     def possible(epsilon: float) -> bool:
         return one_run_p_value(epsilon, correct, guesses, samples, delta) > alpha
 
-    if delta == 0:
-        return _bisect(possible, 0.0, MAX_EPSILON)
-    # With delta the right side need not rise everywhere; the first crossing is the honest one.
-    grid = np.linspace(0.0, MAX_EPSILON, GRID)
-    first = next((j for j, epsilon in enumerate(grid) if possible(float(epsilon))), GRID - 1)
-    return _bisect(possible, float(grid[max(first - 1, 0)]), float(grid[first]))
+    # Once the right side exceeds alpha it stays there: each of its terms is the chance of v - i right guesses
+    # or more, plus or less a share of a window of it that grows as long as that chance is small.
+    return _bisect(possible, 0.0, MAX_EPSILON)
 
 
 def one_run_p_value(epsilon: float, correct: int, guesses: int, samples: int, delta: float = 0.0) -> float:
