@@ -4,9 +4,12 @@ One file per attack, each with the literal constants `name`, `label`, `paper` an
 
     on the pairs of an audit    ulira, lira, rmia, update_leakage
     on the target and shadows   lira, rmia, attack_r
-    on one model                loss_threshold, population_loss, attack_p, entropy, correctness,
-                                quantile_regression
+    on one model                loss_threshold, population_loss, population_svm, population_matched, attack_p,
+                                entropy, correctness, quantile_regression, gaussian_poisoning
+    on many models of one set   klom, neurips_score
+    on scores of two worlds     epsilon_bounds
 
-The other files (`scores`, `metrics`, `moments`, `moderation`, `bootstrap`, `inputs`) are helpers. Nothing
-is imported here, so that reading the package costs nothing: `from attacks.ulira import ulira`.
+The other files (`scores`, `metrics`, `moments`, `moderation`, `bootstrap`, `inputs`, `exposed`) are helpers.
+`lethe run` uses ulira, population_loss, loss_threshold and exposed; the others are a library. Nothing is
+imported here, so that reading the package costs nothing: `from attacks.ulira import ulira`.
 """

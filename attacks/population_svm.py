@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
+from scipy.special import softmax
 from sklearn.svm import SVC
 
-from attacks.scores import phi_from_logits
+from attacks.entropy import entropy, modified_entropy
+from attacks.scores import confidence_from_phi, phi_from_logits
 
 Floats = NDArray[np.float64]
 
@@ -64,41 +65,13 @@ def features(logits: ArrayLike, labels: ArrayLike) -> dict[str, Floats]:
     """
     z = np.asarray(logits, dtype=np.float64)
     phi = phi_from_logits(z, labels)  # checks both
-    log_p, y = _log_softmax(z), np.asarray(labels)
     return {
-        "correctness": (z.argmax(axis=1) == y).astype(np.float64),
-        "confidence": np.exp(-np.logaddexp(0.0, -phi)),
-        "entropy": -(np.exp(log_p) * log_p).sum(axis=1),
-        "modified_entropy": modified_entropy(z, y),
-        "probabilities": np.exp(log_p),
+        "correctness": (z.argmax(axis=1) == np.asarray(labels)).astype(np.float64),
+        "confidence": confidence_from_phi(phi),
+        "entropy": entropy(z),
+        "modified_entropy": modified_entropy(z, labels),
+        "probabilities": softmax(z, axis=1),
     }
-
-
-def modified_entropy(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """M in nats: logits (n, C), integer labels (n,) -> (n,), >= 0; finite for finite logits."""
-    z, y = np.asarray(logits, dtype=np.float64), np.asarray(labels)
-    phi_from_logits(z, y)
-    rows, log_p = np.arange(len(z)), _log_softmax(z)
-    log_rest = _log_one_minus(z, log_p)
-    terms = np.exp(log_p) * log_rest
-    terms[rows, y] = np.exp(log_rest[rows, y]) * log_p[rows, y]
-    entropy: Floats = np.maximum(-terms.sum(axis=1), 0.0)
-    return entropy
-
-
-def _log_one_minus(z: Floats, log_p: Floats) -> Floats:
-    """log(1 - p) (n, C). Only the largest p can round to 1: its rest is summed, not subtracted."""
-    rows, top = np.arange(len(z)), z.argmax(axis=1)
-    others = log_p.copy()
-    others[rows, top] = -np.inf
-    log_rest = np.log1p(-np.exp(others))
-    log_rest[rows, top] = logsumexp(others, axis=1)
-    return np.asarray(log_rest, dtype=np.float64)
-
-
-def _log_softmax(z: Floats) -> Floats:
-    log_p: Floats = z - logsumexp(z, axis=1, keepdims=True)
-    return log_p
 
 
 def _features(values: ArrayLike, what: str, least: int) -> NDArray[Any]:

@@ -83,6 +83,32 @@ def test_t_mix_is_part_of_the_id_of_models_with_codes_only() -> None:
     assert one.cells[0].variants[1].training != other.cells[0].variants[1].training
 
 
+def test_bases_of_another_training_on_either_track_are_other_bases() -> None:
+    """Else runs of two rates of replacement would meet in one audit."""
+    audit = {"pairs": 4, "forget_sets": 1}
+    labels = [
+        plan_of(training={"all": {"t_mix": 0.5}}, audit=audit | {"training": {"t_mix": t}})
+        .cells[0]
+        .variants[1]
+        .training
+        for t in (0.5, 0.0, 1.0)
+    ]
+    assert labels == [
+        "mnemonic(t_mix=0.5)",
+        "mnemonic(t_mix=0.5, audit t_mix=0.0)",
+        "mnemonic(t_mix=0.5, audit t_mix=1.0)",
+    ]
+
+
+def test_variants_of_other_bases_have_other_labels(tmp_path: Path) -> None:
+    store = Store.create(str(tmp_path / "r"))
+    for t_mix in (0.1, 0.9):
+        plans.remember(store, plan_of(audit=None, forget=[CLASS], training={"all": {"t_mix": t_mix}}))
+    labels = [row["label"] for row in json.loads(render(store, "json"))]
+    assert len(set(labels)) == len(labels)
+    assert {"MNC, mnemonic(t_mix=0.1)", "MNC, mnemonic(t_mix=0.9)"} <= set(labels)
+
+
 def test_what_cannot_run_is_no_task_but_has_a_reason() -> None:
     plan = plan_of()
     assert plan.counts()["skipped"] == len(plan.impossible) == 2  # two seeds
@@ -143,6 +169,7 @@ def test_the_order_of_classes_is_of_no_meaning() -> None:
             [{"class": {"classes": [1]}}, {"class": {"classes": 1}}],
             "named twice with the same parameters: class.",
         ),
+        ([{"class": [1]}], "write {class: {parameter: value, …}}, not {class: [1]}."),
         ([{"class": {"class": 1}}], "unknown parameter 'class' of class. Did you mean 'classes'?"),
     ],
 )

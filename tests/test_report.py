@@ -238,6 +238,21 @@ def test_without_audit_the_distance_of_indisc_from_retraining_counts() -> None:
     assert _order(far, near) == ["near", "far"]
 
 
+def test_where_classes_were_forgotten_without_audit_ret_dev_alone_counts() -> None:
+    """Indisc on the few test samples of a class is mostly noise."""
+    near, far = (_row(n, d, None, ef=1.0, indisc=i) for n, d, i in (("near", 0.1, 0.2), ("far", 0.2, 0.9)))
+    assert _order(far, near) == ["near", "far"]
+
+
+def test_utility_is_a_r_where_whole_classes_were_forgotten() -> None:
+    """A method that forgot nothing has more TA than a retrain without half of the classes."""
+    names = dict.fromkeys(("ra", "fa", "wall_s"), 1.0)
+    retrain, method = names | {"ta": 0.49, "ar": 0.98}, names | {"ta": 0.69, "ar": 0.79}
+    assert report_rows._against(method, retrain, "unlearn")["lost"] == pytest.approx(0.19)
+    plain = [values | {"ar": None} for values in (method, retrain)]
+    assert report_rows._against(*plain, "unlearn")["lost"] == pytest.approx(-0.2)
+
+
 def test_lost_utility_ranks_after_all_others() -> None:
     lost = _row("lost", 0.0, 0.5, flags=[UTILITY_LOST])
     assert _order(lost, _row("kept", 3.0, 0.9)) == ["kept", "lost"]

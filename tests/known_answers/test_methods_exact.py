@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from methods.base import Batch, cosine, gradients, plugin, reinitialise, stages, steady, step_decay
 from methods.catastrophic_forgetting_k import freeze_all_but
-from methods.fisher_forgetting import FLOOR, fisher_diagonal
+from methods.fisher_forgetting import fisher_diagonal
 from methods.influence_unlearning import solve
 from methods.noise_finetune import class_weights
 from workers.architectures.cnn_small import CnnSmall
@@ -126,9 +126,24 @@ def test_fisher_forgetting_adds_noise_of_the_stated_size() -> None:
             for i in range(400)
         ]
     ).detach()
-    expected = 0.02 * (weight + FLOOR) ** -0.25
+    expected = 0.02 * (weight + 1e-8) ** -0.25
     assert ((steps.std(0) / expected - 1).abs() < 0.18).all(), "five standard errors of a deviation"
     assert (steps.mean(0) / expected).abs().max() < 0.25, "five standard errors of a mean"
+
+
+def test_fisher_forgetting_gives_a_weight_without_information_the_noise_of_the_floor() -> None:
+    """An input that is always 0 has F = 0: noise of deviation α · (1e-8)^(−1/4) = 100 α."""
+    model, data = logistic(), FixedData()
+    data.images = data.images.clone()
+    data.images[:, 0] = 0
+    steps = []
+    for seed in range(200):
+        data.rng = torch.Generator().manual_seed(seed)
+        steps.append(
+            unlearned("fisher_forgetting", model, data, alpha=0.001)[0].weight[:, 0] - model[0].weight[:, 0]
+        )
+    found = torch.stack(steps).detach().std(0)
+    assert ((found / 0.1 - 1).abs() < 0.25).all(), "five standard errors of a deviation"
 
 
 # ---- IU --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from methods import mnemonic_code
 from methods.base import steady
-from methods.mnemonic_code import DELTA, MnemonicCode, perturbation
+from methods.mnemonic_code import MnemonicCode, perturbation
 from tests.contract.toy import CPU, RECIPE, SETS, T_MIX, Toy, data_for, memory, problem
 from workers.data import UnlearnData, View
 from workers.mnemonic import MnemonicView, draw_codes
@@ -72,7 +72,7 @@ def by_hand(model: nn.Module, *forget: int) -> list[Tensor]:
             squares[c in forget][i] += g.double() ** 2
     share = (5 - len(forget)) / len(forget)
     pairs = zip(squares[True], squares[False], strict=True)
-    return [share * (DELTA + f) / (DELTA + r) for f, r in pairs]
+    return [share * (1e-16 + f) / (1e-16 + r) for f, r in pairs]
 
 
 def forget_one(**values: float) -> nn.Module:
