@@ -103,8 +103,8 @@ def hours(left: Iterable[Task], timed: Iterable[dict[str, Any]]) -> tuple[float 
     """
     paces: dict[tuple[str, ...], _Pace] = {}
     for row in timed:
-        spec = json.loads(row["spec"])
-        if not _known(spec):
+        spec = json.loads(row["spec"] or "null")
+        if spec is None or not _known(spec):
             continue
         keys = [_kind(row)] + ([_kind(row)[2:4]] if row["kind"] == "base" else [])
         for key in keys:

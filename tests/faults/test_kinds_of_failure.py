@@ -22,7 +22,7 @@ class Failing(Method):
     paper = ""
     version = 1
     needs = ("retain",)
-    cost = {}
+    cost = {{}}
 
     def unlearn(self, model, data):
         import os, time
