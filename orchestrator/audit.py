@@ -17,6 +17,7 @@ compared with `never` of the same forget set number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from orchestrator.plan import PLAIN, Cell, Key, References
 from orchestrator.store import Store, new_part, score_folder
 from workers.designs import FORGET, unpack
 
-version = 2  # of what a row of audits holds: raise it when rows are to be computed again
+version = 3  # of what a row of audits holds: raise it when rows are to be computed again
 COLUMNS = ("task_id", "kind", "dataset", "architecture", "method", "design", "status", "part")
 
 
@@ -344,13 +345,21 @@ def _per_sample(forgotten: np.ndarray, retrained: np.ndarray, samples: np.ndarra
     found = exposed.exposed(forgotten, retrained)
     below = exposed.streisand(forgotten, retrained)
     return columns | {
-        "exposed_found": len(found.found),
-        "exposed_confirmed": len(found.confirmed),
+        "exposed_found": len(found.found) if _can_find(found, len(forgotten)) else None,
+        "exposed_confirmed": len(found.confirmed) if _can_find(found, len(forgotten)) else None,
         "exposed_auc": found.mean_found_auc if len(found.found) else None,
         "exposed_ids": samples[found.confirmed],
         "streisand": below.share,
         "streisand_retrained": below.null,
     }
+
+
+def _can_find(found: exposed.Exposed, pairs: int) -> bool:
+    """Whether half of the pairs could single out one exposed sample: its smallest p-value, all of its scores
+    in order, must pass among all samples tested. If not, finding none says nothing.
+    """
+    half = pairs // 2
+    return bool(len(found.found)) or found.samples / math.comb(2 * half, half) <= found.fdr
 
 
 def _columns(result: ulira.Comparison) -> dict[str, Any]:

@@ -105,7 +105,8 @@ COLUMNS = (
     Column(
         "exposed_confirmed",
         "Exposed",
-        "samples found exposed on half of the pairs (false discoveries ≤ 5 %) and again on the other half",
+        "samples found exposed on half of the pairs (false discoveries ≤ 5 %) and again on the other half;"
+        " left out or n/a where there are too few pairs to single one out",
         "plain",
         optional=True,
     ),

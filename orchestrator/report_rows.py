@@ -126,23 +126,14 @@ def _cell_report(ledger: Ledger, cell: Cell, audits: Audits) -> CellReport:
         for row, label in zip(rows, labels, strict=True)
     ]
     retrain = next(entry.row for entry in entries if entry.row["kind"] == "retrain")
+    bases = {entry.row["training"]: entry for entry in entries if entry.row["kind"] == "base"}
     for entry in entries:
-        base = next(
-            e for e in entries if (e.row["kind"], e.row["training"]) == ("base", _own(entry, entries))
-        )
+        base = bases.get(entry.row["training"], bases[PLAIN])  # plain where a method could not run
         entry.row.update(report_audit.against_base(entry.curves, base.curves))
         entry.row["indisc_retrain"] = retrain["indisc"]
         entry.row["flags"] = _flags(entry.row)
     rank([entry.row for entry in entries])
     return CellReport(cell, sorted(entries, key=_place))
-
-
-def _own(entry: Entry, entries: list[Entry]) -> str:
-    """The training recipe of an entry's bases, plain where a method could not run."""
-    training = str(entry.row["training"])
-    return (
-        training if any(e.row["training"] == training and e.row["kind"] == "base" for e in entries) else PLAIN
-    )
 
 
 def _place(entry: Entry) -> tuple[int, float]:

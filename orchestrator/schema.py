@@ -217,7 +217,12 @@ AUDITS = (
             ("_null", "if nothing leaked, by noise alone"),
         )
     ),
-    Column("exposed_found", _i64, "", "samples exposed on one half of the pairs (Benjamini–Hochberg, 5 %)"),
+    Column(
+        "exposed_found",
+        _i64,
+        "",
+        "samples exposed on half of the pairs (Benjamini–Hochberg, 5 %); null if too few pairs to find one",
+    ),
     Column("exposed_confirmed", _i64, "", "of these, exposed on the other half too"),
     Column("exposed_auc", _f64, "fraction", "mean AUC, on the other half, of those found; null if none is"),
     Column("exposed_ids", pa.list_(_i32), "", "sample ids of the confirmed"),

@@ -275,9 +275,22 @@ def test_per_sample_figures_stand_with_forgotten_against_retrained(store: Store)
     spread = exposed.auc_spread(forgotten, retrained)
     assert row["sample_auc_p95"] == spread.quantiles[95] > spread.null_quantiles[50]
     assert row["streisand"] == exposed.streisand(forgotten, retrained).share
-    assert row["exposed_confirmed"] == len(row["exposed_ids"]) <= row["exposed_found"]
+    found = exposed.exposed(forgotten, retrained)
+    assert row["exposed_ids"] == list(design.audited[found.confirmed]) and len(found.found) == 0
+    assert row["exposed_found"] is row["exposed_confirmed"] is None, "four pairs cannot single out a sample"
     others = written(store, kind="base", comparison="fingerprint")
     assert [(r["streisand"], r["exposed_ids"]) for r in others] == [(None, None)]
+
+
+def test_no_exposed_sample_is_a_finding_only_where_one_could_be_found() -> None:
+    """9 of 18 pairs in order have p = 1/48,620, enough among 2,431 samples at 5 % and not among 2,432."""
+    none = np.array([], dtype=np.int64)
+    enough, too_many = (exposed.Exposed(none, none, none.astype(float), 0.05, n) for n in (2431, 2432))
+    assert audit._can_find(enough, 18) and not audit._can_find(too_many, 18)
+    assert not audit._can_find(enough, 17)
+    assert audit._can_find(exposed.Exposed(none + 1, none, none.astype(float), 0.05, 1), 18)
+    one = np.array([5])
+    assert audit._can_find(exposed.Exposed(one, none, np.array([0.9]), 0.05, 10**6), 8)
 
 
 def test_retained_samples_are_scored_under_models_that_forgot_others(store: Store) -> None:
