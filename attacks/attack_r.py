@@ -36,6 +36,27 @@ def attack_r(target: ArrayLike, shadow: ArrayLike, member: ArrayLike) -> Floats:
     return np.where(np.isnan(x) | (number == 0), np.nan, share)
 
 
+def worlds_leave_pair_out(positive: ArrayLike, negative: ArrayLike) -> tuple[Floats, Floats]:
+    """`attack_r` (k, n) of both worlds, the OUT models being the negative world of the other pairs.
+
+    phi (k pairs, n), NaN = missing; an entry counts if both worlds are there. Raises ValueError for a wrong
+    shape or an infinite score.
+    """
+    high, low = scores(positive, "phi", (2,)), scores(negative, "phi", (2,))
+    if high.shape != low.shape:
+        raise ValueError(f"phi: shapes {high.shape} and {low.shape} are not one (pairs, samples) shape.")
+    here = ~(np.isnan(high) | np.isnan(low))
+    out = np.full((2, *here.shape), np.nan)
+    for p in range(len(here)):
+        known = here.copy()
+        known[p] = False  # never the pair itself
+        number = known.sum(axis=0)
+        for world, score in zip((high, low), out, strict=True):
+            below = (known & (world[p] >= low)).sum(axis=0)
+            score[p] = np.where(here[p] & (number > 0), below / np.maximum(number, 1), np.nan)
+    return out[0], out[1]
+
+
 def watson(target: ArrayLike, shadow: ArrayLike, member: ArrayLike) -> Floats:
     """target phi minus the mean of the OUT models, (n,), in units of phi; arguments as `attack_r`."""
     x, refs, inside = _inputs(target, shadow, member)

@@ -179,31 +179,28 @@ def leave_pair_out(
 
 def offline_leave_pair_out(phi: ArrayLike, member: ArrayLike, pair: ArrayLike, sides: int = 1) -> Floats:
     """Offline score (models, n) of every model from the other pairs' OUT models; as `leave_pair_out`."""
-    if sides not in (1, 2):
-        raise ValueError(f"sides: {sides} is not allowed; 1 or 2.")
     worlds, rows, inside = _pair_worlds(phi, member, pair)
-    high, low, present, step = _worlds(*worlds)
-    out = np.full((2, *present.shape), np.nan)
-    for p, fit in enumerate(_each_fit(low, present, "moderated", "mean", step)):
-        scored = present[p] & fit.usable()
-        if scored.any():
-            for world, target in zip((high, low), out, strict=True):
-                target[p, scored] = fit.take(scored).surprise(world[p][:, scored], sides)
-    return _to_models(out[0], out[1], rows, inside)
+    return _to_models(*offline_worlds_leave_pair_out(*worlds, sides=sides), rows, inside)
 
 
 def worlds_leave_pair_out(
-    positive: ArrayLike, negative: ArrayLike, *, variance: str = "moderated", combine: str = "mean"
+    positive: ArrayLike,
+    negative: ArrayLike,
+    *,
+    fitted: tuple[ArrayLike, ArrayLike] | None = None,
+    variance: str = "moderated",
+    combine: str = "mean",
 ) -> tuple[Floats, Floats]:
     """LLR (k, n) of both worlds, each pair scored by the others; phi (k pairs, n) or (k, Q views, n).
 
-    With one view and the defaults this is `attacks.ulira.leave_pair_out`. Raises ValueError as
-    `leave_pair_out` does.
+    fitted: the IN and the OUT world that the densities come from, where they are not the two that are scored,
+    as for an attacker who knows models before unlearning only. With one view and the defaults this is
+    `attacks.ulira.leave_pair_out`. Raises ValueError as `leave_pair_out` does.
     """
     _check_options(variance, combine)
-    high, low, present, step = _worlds(positive, negative)
+    high, low, present, step, own = _scored_and_fitted(positive, negative, fitted)
     out = np.full((2, *present.shape), np.nan)
-    fits = (_each_fit(world, present, variance, combine, step) for world in (high, low))
+    fits = (_each_fit(world, own[2], variance, combine, step) for world in own[:2])
     for p, (first, second) in enumerate(zip(*fits, strict=True)):
         scored = present[p] & first.usable()
         if not scored.any():
@@ -212,6 +209,29 @@ def worlds_leave_pair_out(
         for world, llr in zip((high, low), out, strict=True):
             x = world[p][:, scored]
             llr[p, scored] = first.log_density(x) - second.log_density(x)
+    return out[0], out[1]
+
+
+def offline_worlds_leave_pair_out(
+    positive: ArrayLike,
+    negative: ArrayLike,
+    *,
+    fitted: tuple[ArrayLike, ArrayLike] | None = None,
+    sides: int = 1,
+) -> tuple[Floats, Floats]:
+    """Offline scores (k, n) of both worlds from the other pairs' negative world; as `worlds_leave_pair_out`.
+
+    sides: 1 is `offline_1s`, 2 is `offline_2s`.
+    """
+    if sides not in (1, 2):
+        raise ValueError(f"sides: {sides} is not allowed; 1 or 2.")
+    high, low, present, step, own = _scored_and_fitted(positive, negative, fitted)
+    out = np.full((2, *present.shape), np.nan)
+    for p, fit in enumerate(_each_fit(own[1], own[2], "moderated", "mean", step)):
+        scored = present[p] & fit.usable()
+        if scored.any():
+            for world, target in zip((high, low), out, strict=True):
+                target[p, scored] = fit.take(scored).surprise(world[p][:, scored], sides)
     return out[0], out[1]
 
 
@@ -337,6 +357,19 @@ def _worlds(positive: ArrayLike, negative: ArrayLike) -> tuple[Floats, Floats, M
     # Both or none: else leaving out the pair changes the two counts unequally, which tells the world.
     present = ~(np.isnan(high) | np.isnan(low)).any(axis=1)
     return high, low, present, relative_step(positive, negative)
+
+
+def _scored_and_fitted(
+    positive: ArrayLike, negative: ArrayLike, fitted: tuple[ArrayLike, ArrayLike] | None
+) -> tuple[Floats, Floats, Mask, float, tuple[Floats, Floats, Mask]]:
+    """`_worlds` of the scores, and (IN, OUT, present) of those that are fitted, here the same by default."""
+    high, low, present, step = _worlds(positive, negative)
+    if fitted is None:
+        return high, low, present, step, (high, low, present)
+    inside, outside, known, fine = _worlds(*fitted)
+    if inside.shape != high.shape:
+        raise ValueError(f"fitted: shape {inside.shape} does not match phi {high.shape}.")
+    return high, low, present, max(step, fine), (inside, outside, known)
 
 
 def _pair_worlds(

@@ -95,6 +95,51 @@ def leave_pair_out(
     return _score_pairs(matrix, list(_references(matrix)), gamma, a)
 
 
+def worlds_leave_pair_out(
+    positive: ArrayLike,
+    negative: ArrayLike,
+    positive_model: ArrayLike,
+    negative_model: ArrayLike,
+    population: ArrayLike,
+    pair: ArrayLike,
+    *,
+    gamma: float = 1.0,
+) -> tuple[Floats, Floats]:
+    """Online scores (k, n) of both worlds, each pair by the others: phi (k pairs, n), NaN = missing.
+
+    Here the models of a pair may be many: positive_model and negative_model (k, n) say which row of
+    population (models, z) belongs to the model behind an entry, pair (models,) the pair of each. For x the
+    positive world is IN and the negative OUT; for z all models are OUT. Raises ValueError as `online`.
+    """
+    high, low = scores(positive, "phi", (2,)), scores(negative, "phi", (2,))
+    z = _log_p(scores(population, "population", (2,), missing=False))
+    models = [np.asarray(model) for model in (positive_model, negative_model)]
+    if not high.shape == low.shape == models[0].shape == models[1].shape:
+        shapes = [array.shape for array in (high, low, *models)]
+        raise ValueError(f"phi and models: shapes {shapes} are not one (pairs, samples) shape.")
+    pairs = np.asarray(pair)
+    if pairs.shape != (len(z),):
+        raise ValueError(f"pair: shape {pairs.shape} does not match {len(z)} models of the population.")
+    usable = ~(np.isnan(high) | np.isnan(low))
+    worlds = [np.where(usable, _log_p(world), -np.inf) for world in (high, low)]
+    number = usable.sum(axis=0) - usable
+    sums = zip(*(_sums_without_each(world) for world in worlds), strict=True)
+    out = np.full((2, *usable.shape), np.nan)
+    for p, (log_in, log_out) in enumerate(sums):
+        here = usable[p] & (number[p] > 0)
+        if not here.any() or not (pairs != p).any():
+            continue
+        reference = _middle(log_in[here], log_out[here]) - np.log(number[p, here])
+        z_reference = _log_mean(z, np.broadcast_to((pairs != p)[:, None], z.shape))
+        for world, model, score in zip(worlds, models, out, strict=True):
+            ratio, of = world[p, here] - reference, model[p, here]
+            found = np.empty(len(ratio))
+            for m in np.unique(of):
+                found[of == m] = _beaten(ratio[of == m], z[m] - z_reference, gamma)
+            score[p, here] = found
+    return out[0], out[1]
+
+
 def tune_a(
     phi: ArrayLike, member: ArrayLike, pair: ArrayLike, population: ArrayLike, *, gamma: float = 1.0
 ) -> float:

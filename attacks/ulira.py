@@ -156,6 +156,17 @@ def compare(
     )
 
 
+def judged(
+    positive: ArrayLike, negative: ArrayLike, *, level: float = 0.95, replicates: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """How well any attack's scores (k pairs, n) tell the two worlds apart, NaN = not scored: AUC, TPR and ROC
+    with a bootstrap over pairs, as fields of `Comparison`; balanced accuracy, which is at 0, is left out.
+    """
+    high, low = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
+    found = _estimates(high, low, pair_weights(len(high), replicates, seed), level)
+    return {name: value for name, value in found.items() if not name.startswith("balanced_accuracy")}
+
+
 def _mean_over_views(positive: ArrayLike, negative: ArrayLike) -> tuple[Floats, Floats]:
     """`leave_pair_out` of (k, n), or its mean over the views of (views, k, n) (spec: LiRA's queries)."""
     high, low = np.asarray(positive), np.asarray(negative)

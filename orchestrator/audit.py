@@ -26,15 +26,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from attacks import exposed, population_loss, ulira
-from attacks.scores import loss_from_phi
+from attacks import exposed, ulira
+from orchestrator import audit_attacks, audit_main
 from orchestrator.keys import canonical, digest
 from orchestrator.plan import PLAIN, Cell, Key, References
 from orchestrator.store import Store, new_part, score_folder
 from workers.designs import FORGET, unpack
 
-version = 3  # of what a row of audits holds: raise it when rows are to be computed again
-COLUMNS = ("task_id", "kind", "dataset", "architecture", "method", "design", "status", "part")
+version = 4  # of what a row of audits holds: raise it when rows are to be computed again
+COLUMNS = ("task_id", "kind", "dataset", "architecture", "method", "design", "status", "part", "ra", "ta")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Reader:
         self.runs: dict[str, dict[str, Any]] = {row["task_id"]: row for row in table.to_pylist()}
         designs = store.read_table("designs", ["design", "forget_classes", "n_pool", "states"]).to_pylist()
         self._designs = {row["design"]: row for row in designs}
-        self._test_labels: dict[str, np.ndarray] = {}
+        self._labels: dict[str, tuple[np.ndarray, ...]] = {}
 
     def done(self, task: str) -> bool:
         return task in self.runs and self.runs[task]["status"] == "done"
@@ -125,14 +125,20 @@ class Reader:
         if it forgets none so. Empty if the table samples is lost.
         """
         classes = self._designs[self.runs[task]["design"]]["forget_classes"]
-        if not classes:
-            return None
+        return np.isin(self.labels(task)[1], classes) if classes else None
+
+    def labels(self, task: str) -> tuple[np.ndarray, ...]:
+        """Classes of the pool (pool,) and of the test samples (test,) of a task's dataset; empty if the table
+        samples is lost.
+        """
         dataset = self.runs[task]["dataset"]
-        if dataset not in self._test_labels:
+        if dataset not in self._labels:
             table = self.store.read_table("samples", ["sample_id", "split", "label"], f"dataset={dataset}")
-            test = table.sort_by("sample_id").filter(pc.field("split") == "test")
-            self._test_labels[dataset] = test["label"].to_numpy()
-        return np.isin(self._test_labels[dataset], classes)
+            ordered = table.sort_by("sample_id")
+            self._labels[dataset] = tuple(
+                ordered.filter(pc.field("split") == split)["label"].to_numpy() for split in ("pool", "test")
+            )
+        return self._labels[dataset]
 
 
 def write(store: Store, cells: list[Cell]) -> None:
@@ -152,10 +158,11 @@ def current(store: Store, cells: list[Cell]) -> list[dict[str, Any]]:
     """
     reader = Reader(store)
     table = store.read_table("audits").to_pylist()
-    stored = {(row["inputs"], row["comparison"], row["seed"]): row for row in table}
+    key = ("inputs", "attack", "variant", "comparison", "seed")
+    stored = {tuple(row[name] for name in key): row for row in table}
     wanted = {inputs for cell in cells for _, inputs in _jobs(reader, cell)}
-    rows = [row for (inputs, _, _), row in stored.items() if inputs in wanted]
-    known = {inputs for inputs, _, _ in stored}
+    rows = [row for (inputs, *_), row in stored.items() if inputs in wanted]
+    known = {str(inputs) for inputs, *_ in stored}
     return rows + [row for cell in cells for row in audit_cell(reader, cell, known)]
 
 
@@ -168,10 +175,10 @@ def audit_cell(reader: Reader, cell: Cell, known: set[str]) -> Iterator[dict[str
         if track == "audit":
             if row.training not in designs:
                 designs[row.training] = AuditDesign(reader, cell, row.references.retrains)
-            found_rows = _ulira_rows(reader, designs[row.training], row)
+            found_rows = _audit_rows(reader, designs[row.training], row)
             yield from ({**found, "inputs": inputs} for found in found_rows)
         else:
-            yield from ({**found, "inputs": inputs} for found in _population_rows(reader, row))
+            yield from ({**found, "inputs": inputs} for found in audit_main.rows(reader, row))
 
 
 def _jobs(reader: Reader, cell: Cell) -> Iterator[tuple[tuple[Row, str], str]]:
@@ -183,40 +190,8 @@ def _jobs(reader: Reader, cell: Cell) -> Iterator[tuple[tuple[Row, str], str]]:
             reference = [task for key, task in retrains.items() if key[0] == track]
             parts = {task: reader.runs[task]["part"] for task in (*own, *reference) if reader.done(task)}
             if any(task in parts for task in own):
-                versions = [version, ulira.version, population_loss.version]
+                versions = [version, ulira.version]
                 yield (row, track), digest([row.columns, track, len(own), versions, sorted(parts.items())])
-
-
-# ---- main track ------------------------------------------------------------------------------------------
-
-
-def _population_rows(reader: Reader, row: Row) -> Iterator[dict[str, Any]]:
-    """The population attack on the loss: forget set against test set, one row per seed (spec: benchmark
-    §5.3). Where whole classes were forgotten, against the test samples of these classes.
-    """
-    phi = reader.scores(task for key, task in row.tasks.items() if key[0] == "main")
-    for (track, seed, index), task in row.tasks.items():
-        states = reader.states(row.cell.retrains.get((track, seed, index), ""))
-        if track != "main" or task not in phi or states is None:
-            continue
-        forget, test = phi[task][: len(states)][states == FORGET], phi[task][len(states) :]
-        gone = reader.forgotten_classes(row.cell.retrains[track, seed, index])
-        if gone is not None:
-            test = test[np.flatnonzero(gone)]
-        if min(len(forget), len(test)) < population_loss.MIN_SAMPLES:
-            continue  # too few to attack: indiscernibility stays unknown
-        accuracy = population_loss.population_loss(loss_from_phi(forget), loss_from_phi(test))
-        yield row.columns | {
-            "attack": population_loss.name,
-            "attack_version": population_loss.version,
-            "comparison": "forget_vs_test",
-            "seed": seed,
-            "samples": len(forget) + len(test),
-            "n_positive": len(forget),
-            "n_negative": len(test),
-            "accuracy": accuracy,
-            "indisc": population_loss.indiscernibility(accuracy),
-        }
 
 
 # ---- audit track -----------------------------------------------------------------------------------------
@@ -234,7 +209,11 @@ class AuditDesign:
         self.per_base = cell.retrains_per_base
         self.forget_set = self._forget_sets(reader, cell)  # (bases, pool): which forget set, -1 for none
         self.audited = np.flatnonzero((self.forget_set >= 0).any(axis=0))
-        self.retrained = self.cube(reader, retrains)
+        of = self.forget_set[:, self.audited]
+        second = of[1::2] >= 0  # of each pair, which base was trained on the sample, and forgets it …
+        self.member = 2 * np.arange(self.bases // 2)[:, None] + second
+        self.index = np.where(second, of[1::2], of[::2])  # … in which forget set; -1: none of both
+        self.retrained, self.retrained_test = self.read(reader, retrains)
 
     def _forget_sets(self, reader: Reader, cell: Cell) -> np.ndarray:
         rows: list[np.ndarray] = []
@@ -256,60 +235,67 @@ class AuditDesign:
             rows.append(row)
         return np.stack(rows)
 
-    def cube(self, reader: Reader, tasks: dict[Key, str]) -> np.ndarray:
-        """φ (views, bases, forget sets, audited samples) of the tasks of the audit track, NaN where not
-        done; the views that all of them have.
+    def read(self, reader: Reader, tasks: dict[Key, str]) -> tuple[np.ndarray, np.ndarray]:
+        """φ of the tasks of the audit track, NaN where not done: (views, bases, forget sets, audited samples)
+        in the views that all of them have, and (bases, forget sets, test samples) of the image as it is.
         """
         wanted = {key[1:]: task for key, task in tasks.items() if key[0] == "audit"}
         phi = reader.views(wanted.values())
         count = min(map(len, phi.values()), default=1)
+        pool = self.forget_set.shape[1]
+        test = max((len(views[0]) for views in phi.values()), default=pool) - pool
         cube = np.full((count, self.bases, self.sets, len(self.audited)), np.nan, dtype=np.float32)
+        population = np.full((self.bases, self.sets, test), np.nan, dtype=np.float32)
         for (base, index), task in wanted.items():
             for view, values in enumerate(phi.get(task, [])[:count]):
                 cube[view, base, index] = values[self.audited]
-        return cube
+            if task in phi:
+                population[base, index] = phi[task][0][pool:]
+        return cube, population
+
+    def cube(self, reader: Reader, tasks: dict[Key, str]) -> np.ndarray:
+        """The first of what `read` returns."""
+        return self.read(reader, tasks)[0]
 
     def worlds(self, cube: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(forgotten, never, retrained): φ (views, pairs, audited samples), NaN where missing."""
         views = min(len(cube), len(self.retrained))
         cube, reference = cube[:views], self.retrained[:views]
-        shape = (views, self.bases // 2, len(self.audited))
-        forgotten, never, retrained = (np.full(shape, np.nan, dtype=np.float32) for _ in range(3))
-        columns = np.arange(len(self.audited))
-        for base in range(self.bases):
-            of = self.forget_set[base, self.audited]
-            here = of >= 0
-            pair, other = base // 2, base ^ 1
-            forgotten[:, pair, here] = cube[:, base, of[here], columns[here]]
-            never[:, pair, here] = cube[:, other, of[here], columns[here]]
-            another = (of[here] + 1) % self.per_base
-            retrained[:, pair, here] = reference[:, other, another, columns[here]]
-        return forgotten, never, retrained
+        forgotten, never, retrained = self.places()
+        return (
+            self._entries(cube, *forgotten),
+            self._entries(cube, *never),
+            self._entries(reference, *retrained),
+        )
+
+    def places(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(base, forget set) of the model behind each (pair, audited sample): forgotten, never, retrained."""
+        other, another = self.member ^ 1, (self.index + 1) % self.per_base
+        return [(self.member, self.index), (other, self.index), (other, another)]
 
     def stayed(self, cube: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(retained, never): φ (views, pairs, audited samples) under the models that unlearned the forget set
         after the sample's own; NaN where missing, everywhere if there is one forget set only.
         """
-        shape = (len(cube), self.bases // 2, len(self.audited))
-        retained, never = (np.full(shape, np.nan, dtype=np.float32) for _ in range(2))
-        columns = np.arange(len(self.audited))
-        for base in range(self.bases if self.sets > 1 else 0):
-            of = self.forget_set[base, self.audited]
-            here = of >= 0
-            another, pair = (of[here] + 1) % self.sets, base // 2
-            retained[:, pair, here] = cube[:, base, another, columns[here]]
-            never[:, pair, here] = cube[:, base ^ 1, another, columns[here]]
-        return retained, never
+        if self.sets < 2:
+            nothing = np.full((len(cube), *self.index.shape), np.nan, dtype=np.float32)
+            return nothing, nothing
+        another = (self.index + 1) % self.sets
+        return self._entries(cube, self.member, another), self._entries(cube, self.member ^ 1, another)
+
+    def _entries(self, cube: np.ndarray, base: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """φ (views, pairs, audited samples) of the model that each (pair, sample) has in a world."""
+        entries = cube[:, base, np.maximum(index, 0), np.arange(len(self.audited))]
+        return np.where(self.index >= 0, entries, np.float32(np.nan))
 
 
-def _ulira_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[str, Any]]:
-    """U-LiRA of one row of the report: a row of audits for each comparison that has enough scores."""
-    cube = design.cube(reader, row.tasks)
+def _audit_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[str, Any]]:
+    """The attacks on one row of the report: U-LiRA in each comparison that has enough scores, then others."""
+    cube, test = design.read(reader, row.tasks)
     forgotten, never, retrained = design.worlds(cube)
     if row.kind == "retrain" and design.per_base < 2:
-        never = np.full_like(
-            never, np.nan
-        )  # with one retrain per base, `never` and `retrained` are the same model
+        # With one retrain per base, `never` and `retrained` are the same model.
+        never = np.full_like(never, np.nan)
     missing = sum(key[0] == "audit" and np.isnan(cube[(0, *key[1:])]).all() for key in row.tasks)
     pairs_of_worlds = {
         "forgotten_vs_retrained": (forgotten, retrained),
@@ -317,14 +303,23 @@ def _ulira_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[
         "fingerprint": (never, retrained),
         "retained_vs_never": design.stayed(cube),
     }
-    for name, (positive, negative) in pairs_of_worlds.items():
-        if not _enough(positive, negative):
-            continue
-        facts = {"attack": ulira.name, "attack_version": ulira.version, "comparison": name}
+    usable = {name: worlds for name, worlds in pairs_of_worlds.items() if _enough(*worlds)}
+    for name, (positive, negative) in usable.items():
+        result = ulira.compare(positive, negative)
+        facts = {"attack": ulira.name, "attack_version": ulira.version, "variant": "", "comparison": name}
         facts["missing"] = int(missing)
+        if name.startswith("forgotten"):
+            facts |= audit_attacks.thresholds(result.llr_positive, result.llr_negative)
         if name == "forgotten_vs_retrained":
             facts |= _per_sample(positive[0], negative[0], design.audited)
-        yield row.columns | _columns(ulira.compare(positive, negative)) | facts
+        if name == "forgotten_vs_never":
+            facts |= audit_attacks.one_run(design, result.llr_positive, result.llr_negative)
+        yield row.columns | audit_attacks.columns(vars(result)) | facts
+    before = None
+    if row.kind != "base":
+        before = design.worlds(design.cube(reader, row.references.bases))[:2]
+        before = before if _enough(*before) else None
+    yield from (row.columns | found for found in audit_attacks.rows(design, usable, test, before))
 
 
 def _enough(positive: np.ndarray, negative: np.ndarray) -> bool:
@@ -360,23 +355,3 @@ def _can_find(found: exposed.Exposed, pairs: int) -> bool:
     """
     half = pairs // 2
     return bool(len(found.found)) or found.samples / math.comb(2 * half, half) <= found.fdr
-
-
-def _columns(result: ulira.Comparison) -> dict[str, Any]:
-    """A comparison as columns of the table audits."""
-    same = (
-        *("pairs", "samples", "n_positive", "n_negative", "auc", "auc_low", "auc_high"),
-        *("loss_auc", "loss_auc_low", "loss_auc_high", "nu0_positive", "nu0_negative", "collapsed"),
-        *("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high"),
-        *("roc_fpr", "roc_tpr", "roc_low", "roc_high"),
-    )
-    columns = {name: getattr(result, name) for name in same}
-    columns["auc_replicates"] = result.auc_replicates
-    for alpha, suffix in ((0.01, "1pct"), (0.001, "01pct")):
-        tpr = result.tpr[alpha]
-        columns[f"tpr_at_{suffix}"] = tpr.tpr if tpr.supported else None
-        columns[f"tpr_at_{suffix}_low"] = tpr.low if tpr.supported else None
-        columns[f"tpr_at_{suffix}_high"] = tpr.high if tpr.supported else None
-        columns[f"fpr_at_{suffix}"] = tpr.fpr
-        columns[f"false_positives_at_{suffix}"] = tpr.false_positives
-    return columns

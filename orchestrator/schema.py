@@ -161,13 +161,14 @@ AUDITS = (
     Column("training", _text, "", "training recipe of the models: plain, or mnemonic(t_mix=…)"),
     Column("hyperparameters", _text, "", "JSON of the method's hyper-parameters; empty for base and retrain"),
     Column("attack", _text, "", "name of the attack"),
+    Column("variant", _text, "", "which form of the attack, e.g. offline_2s of lira; empty for the only one"),
     Column("attack_version", _i16, "", "version of the attack's code"),
     Column(
         "comparison",
         _text,
         "",
-        "ulira: forgotten_vs_retrained, forgotten_vs_never, fingerprint, retained_vs_never;"
-        " population: forget_vs_test",
+        "between worlds: forgotten_vs_retrained, forgotten_vs_never, fingerprint, retained_vs_never; on one"
+        " model: forget_vs_test; klom and neurips_score: forget, retain or val, unlearned vs retrained",
     ),
     Column(
         "seed", _i32, "", "seed of the grid for attacks on one model; null for attacks on the audit track"
@@ -203,7 +204,54 @@ AUDITS = (
     Column("balanced_accuracy_low", _f64, "fraction", "lower end of its interval"),
     Column("balanced_accuracy_high", _f64, "fraction", "upper end"),
     Column("accuracy", _f64, "fraction", "accuracy of a population attack; 0.5 is no leakage"),
+    Column("nonmember_share", _f64, "fraction", "population_svm: forgotten samples called non-member"),
     Column("indisc", _f64, "fraction", "indiscernibility 1 − |2·accuracy − 1|; 1 is no leakage"),
+    Column("held_out_tpr", _f64, "fraction", "TPR at the threshold other pairs chose for FPR ≤ 1 %"),
+    Column(
+        "held_out_fpr", _f64, "fraction", "the FPR reached there; above 1 % if thresholds do not carry over"
+    ),
+    Column("held_out_balanced_accuracy", _f64, "fraction", "at the threshold that other pairs chose for it"),
+    Column(
+        "best_balanced_accuracy", _f64, "fraction", "largest over thresholds of the same scores: optimistic"
+    ),
+    Column(
+        "epsilon_split",
+        _f64,
+        "nats",
+        "lower bound on ε, 95 %, threshold chosen on one half of the pairs and judged on the other; scores are"
+        " taken as independent",
+    ),
+    Column("mu_split", _f64, "", "lower bound on μ of Gaussian privacy, likewise"),
+    Column(
+        "epsilon_one_run",
+        _f64,
+        "nats",
+        "lower bound on ε, 95 %, from one model of each pair and guesses fixed in number (arXiv:2305.08846)",
+    ),
+    Column("one_run_correct", _i64, "", "right guesses behind epsilon_one_run"),
+    Column("one_run_guesses", _i64, "", "guesses behind epsilon_one_run"),
+    Column(
+        "models", _i32, "", "unlearned (or retrained) models of one forget set behind klom, neurips_score"
+    ),
+    *(
+        Column(f"klom{of}{direction}{end}", _f64, "nats", f"KLoM {what}, {which}, {how} over samples")
+        for of, which in (
+            ("", "all models"),
+            ("_halved", "against halves of the retrained models"),
+            ("_null", "half of the retrained models against the other half"),
+        )
+        for direction, what in (
+            ("_forward", "KL(unlearned ‖ retrained), 20 bins"),
+            ("_backward", "KL(retrained ‖ unlearned), 20 bins"),
+            ("_gaussian_forward", "KL(unlearned ‖ retrained) of fitted Gaussians"),
+            ("_gaussian_backward", "KL(retrained ‖ unlearned) of fitted Gaussians"),
+        )
+        for end, how in (("", "mean"), ("_p95", "95 % quantile"))
+    ),
+    Column("neurips_f", _f64, "fraction", "forgetting quality F of the NeurIPS 2023 challenge, all models"),
+    Column("neurips_f_halved", _f64, "fraction", "F against halves of the retrained models"),
+    Column("neurips_f_null", _f64, "fraction", "F of one half of the retrained models against the other"),
+    Column("neurips_final", _f64, "fraction", "F times RA/RA_R times TA/TA_R"),
     Column(
         "nu0_positive", _f64, "", "prior degrees of freedom of the variances, first world (inf: all equal)"
     ),
