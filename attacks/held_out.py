@@ -52,7 +52,7 @@ def held_out(positive: ArrayLike, negative: ArrayLike, alpha: float = 0.01) -> H
     tpr, fpr = (
         (total - own) / np.maximum(total[0] - own[:, :1], 1) for total, own in ((true, up), (false, down))
     )
-    at = _best_within(tpr, fpr, alpha), np.argmax(tpr - fpr, axis=1)
+    at = _highest_best(np.where(fpr <= alpha, tpr, -1.0)), _highest_best(tpr - fpr)
     rows = np.arange(len(up))
     rates = [(up[rows, t].sum() / true[0], down[rows, t].sum() / false[0]) for t in at]
     best = float((true / true[0] - false / false[0]).max())
@@ -76,6 +76,8 @@ def _at_or_above(world: Floats, edges: Floats) -> Floats:
     return np.array([row.size - np.searchsorted(row, bounds, side="left") for row in rows], dtype=float)
 
 
-def _best_within(tpr: Floats, fpr: Floats, alpha: float) -> np.ndarray:
-    """Per row the threshold with the largest TPR among those with FPR <= alpha; +inf always is one."""
-    return np.argmax(np.where(fpr <= alpha, tpr, -1.0), axis=1)
+def _highest_best(values: Floats) -> np.ndarray:
+    """Per row the last, so the highest, of the thresholds with the largest value: of equals, the one that
+    accuses least.
+    """
+    return values.shape[1] - 1 - np.argmax(values[:, ::-1], axis=1)

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator import figures
 from orchestrator.report_columns import COLUMNS, Column
 from orchestrator.report_rows import CellReport, Entry, Report, collect, flat
+from orchestrator.report_tables import FURTHER
 from orchestrator.store import Store
 
 FORMATS = ("html", "md", "csv", "latex", "json")
@@ -89,6 +90,24 @@ def columns(cell: CellReport) -> list[Column]:
     return [c for c in COLUMNS if not c.optional or any(row[c.key] is not None for row in rows)]
 
 
+def further(cell: CellReport) -> list[tuple[str, list[Column]]]:
+    """Title and columns of the further tables of a cell that hold something."""
+    label = next(column for column in COLUMNS if column.key == "label")
+    found = []
+    for table in FURTHER:
+        used = [c for c in table.columns if any(row[c.key] is not None for row in cell.rows)]
+        if used:
+            found.append((table.title, [label, *used]))
+    return found
+
+
+def used_columns(cells: list[CellReport]) -> list[Column]:
+    """The columns of all tables of these cells, each once, in order."""
+    used = [c for cell in cells for c in columns(cell)]
+    used += [c for cell in cells for _, own in further(cell) for c in own]
+    return list(dict.fromkeys(used))
+
+
 def prices(cell: CellReport) -> list[str]:
     """One line for each other training recipe: what it costs before anything is deleted."""
     column = Column("utility_price", "", "")
@@ -140,8 +159,7 @@ def _failure_lines(entry: Entry) -> list[str]:
 def _markdown(report: Report) -> str:
     blocks = ["# Lethe report", *map(_markdown_cell, report.cells)]
     if report.cells:
-        used = {column.key for cell in report.cells for column in columns(cell)}
-        meanings = [f"- **{_md(c.head)}**: {_md(c.meaning)}" for c in COLUMNS if c.key in used]
+        meanings = [f"- **{_md(c.head)}**: {_md(c.meaning)}" for c in used_columns(report.cells)]
         blocks.append(
             "\n".join(["## How to read the tables", "", _md(f"Values: {INTERVALS}"), "", *meanings])
         )
@@ -155,14 +173,20 @@ def _markdown(report: Report) -> str:
 def _markdown_cell(cell: CellReport) -> str:
     lines = [f"## {_md(title(cell))}", "", f"{caption(cell)} Cell `{cell.cell.id}`.", ""]
     used = columns(cell)
-    lines += [_md_row([column.head for column in used]), "|" + " --- |" * len(used)]
-    lines += [_md_row([shown(row, column) for column in used]) for row in cell.rows]
+    lines += _md_table(cell, used)
     lines += [f"\n{_md(line)}" for line in prices(cell)]
+    for heading, used in further(cell):
+        lines += ["", f"### {_md(heading)}", "", *_md_table(cell, used)]
     failed = failures(cell)
     lines += (
         ["", "Not finished, or with a warning:", "", *(f"- {_md(line)}" for line in failed)] if failed else []
     )
     return "\n".join(lines)
+
+
+def _md_table(cell: CellReport, used: list[Column]) -> list[str]:
+    lines = [_md_row([column.head for column in used]), "|" + " --- |" * len(used)]
+    return lines + [_md_row([shown(row, column) for column in used]) for row in cell.rows]
 
 
 def _md_row(values: list[str]) -> str:
@@ -187,6 +211,12 @@ _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "−": "$-$",
     "·": r"$\cdot$",
     "≤": r"$\leq$",
+    "ε": r"$\varepsilon$",
+    "μ": r"$\mu$",
+    "φ": r"$\varphi$",
+    "λ": r"$\lambda$",
+    "Δ": r"$\Delta$",
+    "‖": r"$\|$",
 }
 
 
@@ -197,19 +227,28 @@ def _latex(report: Report) -> str:
 
 
 def _latex_cell(cell: CellReport) -> str:
-    used = columns(cell)
+    notes = " ".join([caption(cell), *prices(cell)])
+    tables = [_latex_table(cell, columns(cell), f"{title(cell)}. {notes}", f"tab:{cell.cell.id}")]
+    for number, (heading, used) in enumerate(further(cell), 1):
+        label = f"tab:{cell.cell.id}-{number}"
+        tables.append(_latex_table(cell, used, f"{title(cell)}. {heading}.", label))
+    return "\n\n".join(tables)
+
+
+def _latex_table(cell: CellReport, used: list[Column], about: str, label: str) -> str:
     rows = [[_tex(shown(row, column)) for column in used] for row in cell.rows]
     body = [" & ".join(row) + r" \\" for row in rows]
     references = sum(row["kind"] != "unlearn" for row in cell.rows)
-    notes = " ".join([caption(cell), *prices(cell)])
+    left = sum(column.key in ("label", "notes") for column in used)
+    before = "r" if used[0].key == "rank" else ""
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_tex(title(cell))}. {_tex(notes)}}}",
-            rf"\label{{tab:{cell.cell.id}}}",
+            rf"\caption{{{_tex(about)}}}",
+            rf"\label{{{label}}}",
             r"\resizebox{\textwidth}{!}{%",
-            rf"\begin{{tabular}}{{rll{'r' * (len(used) - 3)}}}",
+            rf"\begin{{tabular}}{{{before}{'l' * left}{'r' * (len(used) - left - len(before))}}}",
             r"\toprule",
             " & ".join(_tex(column.head) for column in used) + r" \\",
             r"\midrule",
@@ -264,7 +303,7 @@ def _html(report: Report) -> str:
     drawn = any(cell["figures"] for cell in cells)
     return environment.get_template("report.html.j2").render(
         cells=cells,
-        columns=[c for c in COLUMNS if any(c in cell["columns"] for cell in cells)],
+        columns=used_columns(report.cells),
         intervals=INTERVALS,
         rule=RULE,
         empty=NO_RESULTS,
@@ -283,12 +322,19 @@ def _html_cell(cell: CellReport) -> dict[str, Any]:
         "architecture": cell.cell.architecture,
         "forget": cell.cell.forget,
         "caption": caption(cell),
-        "columns": columns(cell),
+        **_html_table(cell, columns(cell)),
+        "further": [_html_table(cell, used) | {"title": heading} for heading, used in further(cell)],
         "prices": prices(cell),
-        "references": [_html_row(row, columns(cell)) for row in cell.rows if row["kind"] != "unlearn"],
-        "methods": [_html_row(row, columns(cell)) for row in cell.rows if row["kind"] == "unlearn"],
         "failures": failures(cell),
         "figures": figures.of_cell(cell),
+    }
+
+
+def _html_table(cell: CellReport, used: list[Column]) -> dict[str, Any]:
+    return {
+        "columns": used,
+        "references": [_html_row(row, used) for row in cell.rows if row["kind"] != "unlearn"],
+        "methods": [_html_row(row, used) for row in cell.rows if row["kind"] == "unlearn"],
     }
 
 

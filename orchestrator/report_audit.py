@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from attacks import exposed
 from attacks.bootstrap import paired_difference
@@ -73,3 +75,15 @@ def per_sample(curves: Curves) -> dict[str, Any]:
 
 def finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def interval(name: str, values: Iterable[float | None]) -> Values:
+    """Mean over seeds and its 95 % Student-t interval; no interval below two seeds."""
+    known = np.array([value for value in values if value is not None], dtype=float)
+    if not len(known):
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    mean, low, high = float(known.mean()), None, None
+    if len(known) > 1:
+        half = float(stdtrit(len(known) - 1, 0.975) * known.std(ddof=1) / math.sqrt(len(known)))
+        low, high = mean - half, mean + half
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}

@@ -11,19 +11,18 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from attacks import population_loss, ulira
-from orchestrator import audit, catalogue, plans, report_audit
+from orchestrator import audit, catalogue, plans, report_attacks, report_audit
 from orchestrator.audit import Reader, Row, rows_of
 from orchestrator.keys import canonical
 from orchestrator.plan import PLAIN, Cell, Key
-from orchestrator.report_audit import Values, finite
+from orchestrator.report_audit import Values, finite, interval
 from orchestrator.store import Store
 from workers.designs import FORGET, RETAIN
 
@@ -121,10 +120,12 @@ class Ledger:
 def _cell_report(ledger: Ledger, cell: Cell, audits: Audits) -> CellReport:
     rows = rows_of(cell)
     labels = _labels(rows)
-    entries = [
-        _entry(ledger, row, label, audits.get(_identity(row.columns), []))
-        for row, label in zip(rows, labels, strict=True)
-    ]
+    found = [audits.get(_identity(row.columns), []) for row in rows]
+    plain = found[next(i for i, row in enumerate(rows) if row.kind == "retrain")]
+    entries = []
+    for row, label, own in zip(rows, labels, found, strict=True):
+        entries.append(_entry(ledger, row, label, own))
+        entries[-1].row.update(report_attacks.against_retrain(own, plain))
     retrain = next(entry.row for entry in entries if entry.row["kind"] == "retrain")
     bases = {entry.row["training"]: entry for entry in entries if entry.row["kind"] == "base"}
     for entry in entries:
@@ -168,10 +169,11 @@ def _entry(ledger: Ledger, row: Row, label: str, audits: list[dict[str, Any]]) -
     }
     for name in SEEDED:
         of = indisc if name == "indisc" else seeds
-        facts |= _interval(name, [values[name] for values in of.values()])
+        facts |= interval(name, [values[name] for values in of.values()])
     lost = [values["lost"] for values in seeds.values() if values["lost"] is not None]
     facts |= {"indisc_retrain": None, "below_retrain": sum(lost) / len(lost) if lost else None}
     facts |= report_audit.comparisons(curves) | report_audit.per_sample(curves)
+    facts |= report_attacks.columns(audits)
     facts |= dict.fromkeys(report_audit.AGAINST_BASE)
     facts |= {"failed": {failure.status: failure.count for failure in failures}, "missing": missing}
     facts["warnings"] = _warnings(ledger, row)
@@ -307,18 +309,6 @@ def _ranks(values: Sequence[float | None]) -> list[float]:
 
 
 # ---- numbers -----------------------------------------------------------------------------------------------
-
-
-def _interval(name: str, values: Iterable[float | None]) -> Values:
-    """Mean over seeds and its 95 % Student-t interval; no interval below two seeds."""
-    known = np.array([value for value in values if value is not None], dtype=float)
-    if not len(known):
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    mean, low, high = float(known.mean()), None, None
-    if len(known) > 1:
-        half = float(stdtrit(len(known) - 1, 0.975) * known.std(ddof=1) / math.sqrt(len(known)))
-        low, high = mean - half, mean + half
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def _ratio(value: float | None, reference: float | None) -> float | None:

@@ -389,7 +389,8 @@ def test_html_is_self_contained_with_each_row_once_per_table(made: Synthetic) ->
     page = Page(text)
     assert [a for a in page.addresses if not a.startswith("#")] == [] and "link" not in page.tags
     assert "@import" not in text.partition("</style>")[0] and "url(" not in text.partition("</style>")[0]
-    (table,) = page.tables
+    table, further = page.tables
+    assert [row[0] for row in further] == ["Method", "Base", "Retrain", "FT"]
     assert [row[1] for row in table[1:]] == ["Base", "Retrain", "FT"]
     assert {len(row) for row in table} == {len(report.COLUMNS) - len(OPTIONAL)}
     assert table[3][0] == "1" and table[3][7].startswith("0.850 ± ") and table[1][9] == "n/a"
@@ -431,16 +432,18 @@ def test_markdown_and_latex_have_one_table_per_cell(made: Synthetic) -> None:
     assert all(row["missing"] == 2 for row in rows[3:])
     markdown = render(made.store, "md")
     assert markdown.count("| # | Method |") == 2 and report.RULE.replace("|", r"\|") in markdown
-    tables = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert {line.replace(r"\|", "").count("|") for line in tables} == {
+    main = markdown.partition("###")[0]
+    tables = [line for line in main.splitlines() if line.startswith("|")]
+    assert len(tables) == 2 + 3 and {line.replace(r"\|", "").count("|") for line in tables} == {
         len(report.COLUMNS) - len(OPTIONAL) + 1
     }
     latex = render(made.store, "latex")
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == latex.count(r"\toprule") == 2
+    # The first cell has a further table, of the attacks on one model; the second has no run.
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == latex.count(r"\toprule") == 3
     bare = [line.replace(r"\_", "") for line in latex.splitlines() if not line.startswith("%")]
     assert not any("_" in line for line in bare)
     page = render(made.store, "html")
-    assert len(Page(page).tables) == 2 and page.count("plotly.js v") == 1
+    assert len(Page(page).tables) == 3 and page.count("plotly.js v") == 1
     assert 'href="#cell-c2"' in page and 'id="cell-c2"' in page
 
 

@@ -1,0 +1,171 @@
+"""The further tables of a cell: other attacks, bounds, and scores that need many models of one forget set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.report_columns import Column
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table under the main one; columns in which no row has a value are left out."""
+
+    title: str
+    columns: tuple[Column, ...]
+
+
+def _range(key: str, head: str, meaning: str, decimals: int = 3) -> Column:
+    return Column(key, head, meaning, "range", decimals, optional=True)
+
+
+def _bare(key: str, head: str, meaning: str, decimals: int = 3) -> Column:
+    return Column(key, head, meaning, "bare", decimals, optional=True)
+
+
+def _beside_retrain(key: str, head: str, meaning: str) -> tuple[Column, Column]:
+    """A value per seed, and how far it is from that of retraining, seed by seed."""
+    apart = f"{head} minus that of the retrain of the seed; 0 is best"
+    return (
+        Column(key, head, meaning, optional=True),
+        Column(f"{key}_from_retrain", f"{head} − retrain", apart, optional=True),
+    )
+
+
+ON_PAIRS = (
+    _range("auc_rmia", "RMIA", "AUC of RMIA, online, forgotten against never; population: the test samples"),
+    _range("auc_rmia_retrained", "RMIA, retrained", "the same, forgotten against retrained"),
+    _range(
+        "auc_lira_joint", "Joint views", "U-LiRA with one joint density of all views, forgotten against never"
+    ),
+    _range(
+        "auc_lira_base",
+        "LiRA of bases",
+        "likelihood ratio fitted on models before unlearning: an attacker who does not know of it",
+    ),
+    _range("auc_lira_offline_1s", "Offline, 1-sided", "how high φ is for a model that never saw the sample"),
+    _range("auc_lira_offline_2s", "Offline, 2-sided", "how unusual φ is for such a model, high or low"),
+    _range("auc_attack_r", "Attack-R", "share of such models that are less sure of the sample"),
+    _range("auc_attack_p", "Attack-P", "share of test samples with a larger loss under the same model"),
+    _range(
+        "auc_update_leakage",
+        "Update leakage",
+        "from the model before and the model after together. That a sample was in the first shows even after"
+        " retraining: compare with its row",
+    ),
+)
+
+ON_MODELS = (
+    *_beside_retrain(
+        "population_loss",
+        "Loss, logistic",
+        "accuracy of a logistic regression on the loss, forget set against test set",
+    ),
+    *_beside_retrain(
+        "population_matched", "Loss, same classes", "the same on equally many samples of every class (SCRUB)"
+    ),
+    *_beside_retrain(
+        "loss_threshold",
+        "Loss threshold",
+        "AUC of the loss, forget set against test set; below 0.5 the forgotten have the larger loss, which is"
+        " no success",
+    ),
+    *_beside_retrain(
+        "gap", "Gap", "balanced accuracy of “correct means trained on”, forget set against test set"
+    ),
+    *_beside_retrain(
+        "population_svm",
+        "MIA efficacy",
+        "share of the forget set that an SVM on confidence, trained on retain against test, calls non-member;"
+        " the aim is the value of retraining, not 1",
+    ),
+)
+
+BOUNDS = (
+    _range("balanced_accuracy_forgotten_vs_never", "BA at 0", "balanced accuracy at log-likelihood ratio 0"),
+    _bare(
+        "held_out_balanced_accuracy_forgotten_vs_never",
+        "BA, held out",
+        "balanced accuracy at the threshold that the other pairs chose",
+    ),
+    _bare(
+        "best_balanced_accuracy_forgotten_vs_never",
+        "BA, best",
+        "largest over thresholds of the same scores: optimistic, to compare with published tables",
+    ),
+    _range("tpr_forgotten_vs_never_at_1pct", "TPR at 1 % FPR, never", "largest TPR with FPR ≤ 1 %"),
+    _range("tpr_forgotten_vs_never_at_01pct", "TPR at 0.1 % FPR", "largest TPR with FPR ≤ 0.1 %", 4),
+    _bare(
+        "held_out_tpr_forgotten_vs_never",
+        "TPR, held out",
+        "TPR at the threshold that the other pairs chose for FPR ≤ 1 %",
+    ),
+    _bare("held_out_fpr_forgotten_vs_never", "FPR, held out", "the FPR reached there", 4),
+    *(
+        _bare(
+            f"precision_forgotten_vs_never_at_prior_{percent}pct",
+            f"Precision, {percent} %",
+            f"share of right accusations at FPR ≤ 1 % if {percent} % of all samples had been trained on",
+        )
+        for percent in (50, 10, 1)
+    ),
+    _bare(
+        "epsilon_split_forgotten_vs_never",
+        "ε, split",
+        "lower bound on ε at δ = 0, 95 %, threshold chosen on half of the pairs and judged on the other; the"
+        " scores of a model are taken as independent",
+        2,
+    ),
+    _bare("mu_split_forgotten_vs_never", "μ, split", "lower bound on μ of Gaussian privacy, likewise", 2),
+    _bare(
+        "epsilon_one_run",
+        "ε, one run",
+        "lower bound on ε, 95 %, from one model of each pair, a tenth of whose samples are guessed",
+        2,
+    ),
+)
+
+ONE_FORGET_SET = (
+    Column(
+        "models_of_one_set",
+        "Models",
+        "seeds of the main track: models of one retain and one forget set",
+        "plain",
+        optional=True,
+    ),
+    *(
+        column
+        for of in ("forget", "retain", "val")
+        for column in (
+            _bare(
+                f"klom_{of}_forward",
+                f"KLoM, {of}",
+                f"mean KL(unlearned ‖ half of the retrained models), 20 bins, {of} samples, nats",
+            ),
+            _bare(
+                f"klom_{of}_forward_null",
+                f"KLoM, {of}, null",
+                "the same of the other half of the retrained models: what a perfect method gets",
+            ),
+        )
+    ),
+    _bare("klom_forget_forward_p95", "KLoM, P95", "95 % quantile of KLoM over forgotten samples"),
+    _bare("klom_forget_forward_null_p95", "KLoM, P95, null", "the same of the other half of the retrained"),
+    _bare("klom_forget_backward", "KLoM, backward", "mean KL(half of the retrained ‖ unlearned), forget"),
+    _bare("klom_forget_backward_null", "KLoM, backward, null", "the same of halves of the retrained"),
+    _bare(
+        "klom_forget_gaussian_forward", "KLoM, Gaussian", "KL of fitted Gaussians, far less biased, forget"
+    ),
+    _bare("klom_forget_gaussian_forward_null", "KLoM, Gaussian, null", "the same of halves of the retrained"),
+    _bare("neurips_f", "NeurIPS F", "forgetting quality of the 2023 challenge, from different originals"),
+    _bare("neurips_f_halved", "F, halves", "F against halves of the retrained models"),
+    _bare("neurips_f_null", "F, null", "F of those halves from each other: a perfect method is not at 1"),
+    _bare("neurips_final", "Final score", "F times mean retain and test accuracy over those of retraining"),
+)
+
+FURTHER = (
+    Table("Other attacks on the pairs", ON_PAIRS),
+    Table("Attacks on one model, beside retraining", ON_MODELS),
+    Table("Thresholds and privacy bounds, forgotten against never", BOUNDS),
+    Table("Many models of one forget set", ONE_FORGET_SET),
+)
