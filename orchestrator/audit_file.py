@@ -9,20 +9,30 @@ from typing import Any
 import numpy as np
 
 from attacks import ulira
+from attacks.worlds import FORGET, OUT, RETAIN, world
+from orchestrator import audit_attacks
 from orchestrator.errors import UserError, nearest
 
 WORLDS = ("forgotten", "never", "retrained")
+MATRIX = ("phi", "state", "pair")
+RETRAINED = tuple(f"retrained_{name}" for name in MATRIX)
+KNOWN = (*WORLDS, *MATRIX, *RETRAINED)
 SHAPE = "φ (pairs, samples), or (views, pairs, samples); NaN where a score is missing"
+FORMS = (
+    f"Either two or three of {', '.join(WORLDS)}, each {SHAPE}; or {', '.join(MATRIX)} (and"
+    f" {', '.join(RETRAINED)}): φ (models, samples), states (models, samples) with {OUT} never in, {RETAIN}"
+    f" retained, {FORGET} forgotten, and the id of each model's pair of bases (models,)."
+)
 
 
 def rows(path: str) -> list[dict[str, Any]]:
     """One row per comparison that the arrays of the file allow; UserError for anything else in it."""
-    worlds = _load(path)
+    arrays = _load(path)
     try:
-        found = ulira.ulira(**worlds)
+        found = ulira.ulira(**(_worlds(arrays) if "phi" in arrays else {"forgotten": None} | arrays))
     except ValueError as error:
         raise UserError(f"{path}  {error}") from None
-    return [{"comparison": name, **_row(comparison)} for name, comparison in found.items()]
+    return [_row(name, comparison) for name, comparison in found.items()]
 
 
 def _load(path: str) -> dict[str, Any]:
@@ -31,31 +41,54 @@ def _load(path: str) -> dict[str, Any]:
             arrays = {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, ValueError, AttributeError, EOFError):
         raise UserError(f"{path}: not an .npz file of plain arrays (numpy.savez writes one).") from None
-    unknown = [name for name in arrays if name not in WORLDS]
+    unknown = [name for name in arrays if name not in KNOWN]
     if unknown:
-        raise UserError(
-            f"{path}  {unknown[0]}: unknown array.{nearest(unknown[0], WORLDS)}"
-            f" Allowed: {', '.join(WORLDS)}; each {SHAPE}."
-        )
-    if len(arrays) < 2:
-        there = ", ".join(arrays) or "none"
-        raise UserError(f"{path}: holds {there}; two of {', '.join(WORLDS)} are needed, each {SHAPE}.")
+        raise UserError(f"{path}  {unknown[0]}: unknown array.{nearest(unknown[0], KNOWN)} {FORMS}")
+    worlds, matrix, retrained = (arrays.keys() & set(form) for form in (WORLDS, MATRIX, RETRAINED))
+    whole = all(len(part) in (0, 3) for part in (matrix, retrained)) and (matrix or not retrained)
+    if not whole or bool(matrix) == bool(worlds) or (worlds and len(worlds) < 2):
+        raise UserError(f"{path}: holds {', '.join(arrays) or 'none'}. {FORMS}")
     for name, array in arrays.items():
+        if name.endswith(("state", "pair")):
+            continue
         if not np.issubdtype(array.dtype, np.floating):
-            raise UserError(f"{path}  {name}: dtype {array.dtype}; real numbers are needed, {SHAPE}.")
-    return {"forgotten": None} | arrays
+            raise UserError(f"{path}  {name}: dtype {array.dtype}; real numbers are needed, φ.")
+    return arrays
 
 
-def _row(found: ulira.Comparison) -> dict[str, Any]:
+def _worlds(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The worlds of a matrix with states; ValueError for a state that there is not."""
+    for name in ("state", "retrained_state"):
+        strange = np.setdiff1d(arrays.get(name, OUT), (OUT, RETAIN, FORGET))
+        if strange.size:
+            raise ValueError(
+                f"{name}: value {strange[0]}; allowed are {OUT} (never in), {RETAIN} (retained) and {FORGET}"
+                " (forgotten)."
+            )
+    phi, state, pair = (arrays[name] for name in MATRIX)
+    found = {"forgotten": world(phi, state == FORGET, pair), "never": world(phi, state == OUT, pair)}
+    if "retrained_phi" in arrays:
+        phi, state, pair = (arrays[name] for name in RETRAINED)
+        found["retrained"] = world(phi, state == OUT, pair, ids=arrays["pair"])
+    return found
+
+
+def _row(comparison: str, found: ulira.Comparison) -> dict[str, Any]:
     tpr = found.tpr[0.01]
     names = ("pairs", "samples", "n_positive", "n_negative", "auc", "auc_low", "auc_high")
     facts = {name: getattr(found, name) for name in (*names, "balanced_accuracy", "loss_auc", "collapsed")}
     facts |= {f"nu0_{side}": _finite(getattr(found, f"nu0_{side}")) for side in ("positive", "negative")}
-    return facts | {
-        "tpr_at_1pct": tpr.tpr if tpr.supported else None,
-        "fpr_at_1pct": tpr.fpr,
-        "false_positives_at_1pct": tpr.false_positives,
-    }
+    if comparison.startswith("forgotten"):
+        facts |= audit_attacks.thresholds(found.llr_positive, found.llr_negative)
+    return (
+        {"comparison": comparison}
+        | facts
+        | {
+            "tpr_at_1pct": tpr.tpr if tpr.supported else None,
+            "fpr_at_1pct": tpr.fpr,
+            "false_positives_at_1pct": tpr.false_positives,
+        }
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -187,7 +187,8 @@ def list_(
 @app.command()
 def audit(
     scores: Annotated[
-        str, typer.Option("--scores", metavar="FILE", help="an .npz file with forgotten, never, retrained")
+        str,
+        typer.Option("--scores", metavar="FILE", help="an .npz file of φ; docs/audit.md tells its arrays"),
     ],
     as_json: Json = False,
 ) -> None:

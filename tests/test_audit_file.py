@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from attacks import ulira
+from attacks.worlds import world
 from orchestrator import audit_file
 from orchestrator.errors import UserError
 from tests.conftest import Lethe
@@ -59,7 +60,7 @@ def test_two_worlds_give_one_comparison(weird_tmp_path: Path) -> None:
         ({"forgoten": np.zeros((4, 5))}, "forgoten: unknown array. Did you mean 'forgotten'?"),
         (
             {"never": None, "retrained": None},
-            "holds forgotten; two of forgotten, never, retrained are needed",
+            "holds forgotten. Either two or three of forgotten, never, retrained",
         ),
         ({"never": np.zeros((8, 4), dtype=np.float32)}, "are not one (pairs, samples) shape"),
         ({"never": np.full((8, 300), np.inf)}, "scores are infinite"),
@@ -74,6 +75,90 @@ def test_bad_arrays_get_one_line(weird_tmp_path: Path, change: dict[str, Any], m
         audit_file.rows(str(path))
     (line,) = caught.value.problems
     assert message in line and "bad.npz" in line
+
+
+def matrix(pairs: int = 6, samples: int = 200, sets: int = 2) -> dict[str, np.ndarray]:
+    """φ of the models of complementary pairs, two forget sets a base, and a retrain for each base."""
+    rng = np.random.default_rng(1)
+    hard, phi, state, pair = rng.normal(3, 1, samples), [], [], []
+    again: list[list[Any]] = [[], [], []]
+    for p in range(pairs):
+        half = rng.permutation(samples) % 2
+        for base in (0, 1):
+            member = half == base
+            of = rng.permutation(samples) % sets
+            for index in range(sets):
+                states = np.where(member, np.where(of == index, 2, 1), 0)
+                phi.append(hard + rng.normal(size=samples) + np.array([0.0, 2.0, 1.0])[states])
+                state.append(states)
+                pair.append(10 * p)
+            for values, into in zip((hard + rng.normal(size=samples), state[-1], 10 * p), again, strict=True):
+                into.append(values)
+    made = {"phi": np.array(phi), "state": np.array(state), "pair": np.array(pair)}
+    names = ("retrained_phi", "retrained_state", "retrained_pair")
+    return made | {name: np.array(values) for name, values in zip(names, again, strict=True)}
+
+
+def test_a_matrix_with_states_gives_the_worlds(weird_tmp_path: Path) -> None:
+    given = matrix()
+    path = weird_tmp_path / "matrix.npz"
+    np.savez(path, **given)
+    found = {row["comparison"]: row for row in audit_file.rows(str(path))}
+    assert found.keys() == {"forgotten_vs_retrained", "forgotten_vs_never", "fingerprint"}
+    assert found["forgotten_vs_never"]["n_positive"] == 6 * 200, "each pair forgets each sample once"
+    assert found["forgotten_vs_never"]["auc"] > 0.6 and found["fingerprint"]["auc_low"] < 0.5
+    assert found["forgotten_vs_never"]["epsilon_split"] > 0
+    np.savez(path, **{name: array for name, array in given.items() if not name.startswith("retrained")})
+    assert [row["comparison"] for row in audit_file.rows(str(path))] == ["forgotten_vs_never"]
+
+
+def test_every_entry_of_a_world_is_of_a_model_that_belongs_there() -> None:
+    given = matrix()
+    phi = np.arange(given["phi"].size, dtype=np.float64).reshape(given["phi"].shape)
+    for state in (0, 1, 2):
+        found = world(phi, given["state"] == state, given["pair"])
+        assert found.shape == (6, 200) and not np.isnan(found).any()
+        models, samples = np.divmod(found.astype(int), 200)
+        assert (samples == np.arange(200)).all()
+        assert (given["pair"][models] == 10 * np.arange(6)[:, None]).all()
+        assert (given["state"][models, samples] == state).all()
+    none = world(phi, given["state"] == 2, given["pair"], ids=[0, 5, 10, 20, 30, 40, 50])
+    assert np.isnan(none[1]).all() and np.isnan(none).sum() == 200
+    phi[given["pair"] == 20] = np.nan
+    assert np.isnan(world(phi, given["state"] == 2, given["pair"])[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": None}, "holds phi, pair"),
+        ({"retrained_pair": None}, "holds phi, state"),
+        ({"forgotten": np.zeros((6, 200))}, "holds phi, state"),
+        ({"state": np.full((12 * 2, 200), 7)}, "state: value 7; allowed are 0 (never in)"),
+        ({"pair": np.zeros(3, dtype=int)}, "pair: shape (3,) does not match 24 models"),
+        ({"retrained_pair": np.full(12, 3)}, "pair: id 3 is not among the 6 pairs"),
+        ({"phi": np.zeros((24, 200), dtype=int)}, "phi: dtype int64"),
+    ],
+)
+def test_a_bad_matrix_gets_one_line(weird_tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = weird_tmp_path / "bad.npz"
+    np.savez(path, **{name: array for name, array in (matrix() | change).items() if array is not None})
+    with pytest.raises(UserError) as caught:
+        audit_file.rows(str(path))
+    (line,) = caught.value.problems
+    assert message in line and "bad.npz" in line
+
+
+def test_the_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "audit.md").read_text()
+    blocks = [part.partition("```")[0] for part in guide.split("```python\n")[1:]]
+    assert len(blocks) >= 3
+    monkeypatch.chdir(tmp_path)
+    seen: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, seen)
+    assert (tmp_path / "scores.npz").exists()
+    assert seen["found"]["forgotten_vs_retrained"].auc_low > 0.5
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut"])
