@@ -9,7 +9,8 @@ One file per attack, each with the literal constants `name`, `label`, `paper` an
     on many models of one set   klom, neurips_score
     on scores of two worlds     epsilon_bounds
 
-The other files (`scores`, `metrics`, `moments`, `moderation`, `bootstrap`, `inputs`, `exposed`) are helpers.
+The other files (`arrays`, `scores`, `metrics`, `moments`, `moderation`, `bootstrap`, `inputs`, `exposed`) are
+helpers. ulira takes torch tensors too and computes on their device; the others take numpy arrays.
 `lethe run` uses ulira, population_loss, loss_threshold and exposed; the others are a library. Nothing is
 imported here, so that reading the package costs nothing: `from attacks.ulira import ulira`.
 """

@@ -1,13 +1,12 @@
-"""Numpy arrays and torch tensors alike: the few operations that the two libraries name or define differently.
+"""Numpy arrays and torch tensors alike: the few operations that the two name or define differently.
 
-Code for both is written once, with the names of the Python array API that they share (`xp.where`, `xp.concat`,
-`axis=`, `device=`), where `xp = namespace(array)`. A tensor stays on its device. torch is never imported here,
+Code for both is written once, in the names of the Python array API that they share (`xp.where`, `xp.concat`,
+`axis=`, `device=`), with `xp = namespace(array)`. A tensor stays on its device. torch is not imported here,
 so a program with numpy arrays does not load it.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -32,7 +31,9 @@ def namespace(*arrays: Any) -> ModuleType:
     """numpy, or torch if the arrays are tensors. Raises ValueError if they are not in one place."""
     places = {str(array.device) if is_tensor(array) else "numpy" for array in arrays}
     if len(places) > 1:
-        raise ValueError(f"arrays: {' and '.join(sorted(places))} are mixed; all numpy, or all on one device.")
+        raise ValueError(
+            f"arrays: {' and '.join(sorted(places))} are mixed; all numpy, or all on one device."
+        )
     return np if places == {"numpy"} else sys.modules["torch"]
 
 

@@ -62,7 +62,9 @@ def best_counts(positive: Given, negative: Given, alphas: ArrayLike) -> tuple[Co
     xp, allowed = namespace(high, low), _allowed_false_positives(levels, len(low))
     cut = low[xp.asarray(np.maximum(len(low) - 1 - allowed, 0), device=low.device)]
     true, false = (
-        np.where(allowed < len(low), len(scores) - host(xp.searchsorted(scores, cut, side="right")), len(scores))
+        np.where(
+            allowed < len(low), len(scores) - host(xp.searchsorted(scores, cut, side="right")), len(scores)
+        )
         for scores in (high, low)
     )
     return true, false

@@ -70,9 +70,7 @@ def moderated_variance(variance: Given, dof: Given, prior: VariancePrior) -> Flo
     return (prior.nu0 * prior.s0_squared + d * s2) / (prior.nu0 + d)
 
 
-def log_predictive(
-    x: Given, mean: Given, variance: Given, count: Given, prior: VariancePrior
-) -> Floats:
+def log_predictive(x: Given, mean: Given, variance: Given, count: Given, prior: VariancePrior) -> Floats:
     """Log density of a new score x, log t_{nu0 + d}(x; mean, shrunk^2 (1 + 1 / count)), d = count - 1 >= 1.
 
     All arrays have one shape (n,). Finite for finite x as soon as the variance or nu0 s0^2 is positive.
@@ -121,7 +119,7 @@ def _t_constant(nu: NumpyFloats) -> NumpyFloats:
 def _by_value(function: Callable[[NumpyFloats], NumpyFloats], values: Floats) -> Floats:
     """function(values) where values repeat: special functions are slow, look-ups are not.
 
-    They are counts of models, so the distinct ones are few, and scipy takes them on the host for a tensor too.
+    They hang on counts of models, so the distinct ones are few: scipy gets them on the host for a tensor too.
     """
     xp, shape = namespace(values), tuple(values.shape)
     if math.prod(shape) and values.min() == values.max():

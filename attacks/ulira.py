@@ -10,6 +10,10 @@ Forgotten vs never-in (same unlearned models) is the game against a deployed mod
 fingerprint, holds nothing about the sample but says what the method does to every model: it fools the first
 and is invisible to the second.
 
+Scores may be numpy arrays, or torch tensors on one device, where everything per sample is then computed by
+the same expressions. The two agree to rounding. Where phi takes few values, evidence that is equal on paper
+may be a tie in one and not in the other, as it may after a change in the order of the pairs.
+
 Deviation: moderated Student-t (see moderation.py) instead of two Gaussians; every model is scored by the
 other pairs.
 """
@@ -58,7 +62,10 @@ class TprEstimate:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """One comparison of two worlds. Rates in 0-1; `_low` and `_high` are limits of a bootstrap over pairs."""
+    """One comparison of two worlds. Rates in 0-1; `_low` and `_high` are limits of a bootstrap over pairs.
+
+    Numbers and numpy arrays, also where the scores were tensors.
+    """
 
     pairs: int  # pairs with at least one score
     samples: int  # samples with at least one score
@@ -108,7 +115,7 @@ def ulira(
     forgotten: samples in the forget set of an unlearned model; never: samples that an unlearned model was
     never given; retrained: samples that a retrained model was never given. Keys: `forgotten_vs_retrained`,
     `forgotten_vs_never`, `fingerprint` (never vs retrained). Raises ValueError for a wrong shape, an infinite
-    score, fewer than three pairs, or when no sample has both worlds in three pairs.
+    score, fewer than three pairs, worlds on several devices, or no sample with both worlds in three pairs.
     """
     worlds = {
         "forgotten_vs_retrained": (forgotten, retrained),
@@ -177,7 +184,8 @@ def leave_pair_out(positive: Given, negative: Given, strict: bool = True) -> tup
     Entry [p, i] is phi of sample i in pair p. A complementary pair gives each sample exactly one score of
     each world, so leaving out the pair, and not only the model, keeps both counts equal. strict: the variance
     prior also comes from the other pairs only; otherwise from all pairs, once. NaN out: missing, or fewer
-    than two other pairs. Raises ValueError for a wrong shape, fewer than three pairs, or an infinite score.
+    than two other pairs. Tensors in, tensors out. Raises ValueError for a wrong shape, fewer than three
+    pairs, an infinite score, or worlds that are not on one device.
     """
     high, low, present, step = _worlds(positive, negative)
     xp = namespace(high)
