@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from attacks.arrays import Counts, Floats, NumpyFloats, counts_up_to, floats, host, namespace, quantiles, sort
 from attacks.metrics import expanded_percentile_interval
-
-Floats = NDArray[np.float64]
 
 CHUNK = 256  # replicates held in memory at once, each a few rows of `bins` numbers
 
@@ -23,16 +22,16 @@ CHUNK = 256  # replicates held in memory at once, each a few rows of `bins` numb
 class Replicates:
     """Per reweighting: auc (R,), balanced_accuracy at 0 (R,), tpr (R, alphas). NaN: no score has weight."""
 
-    auc: Floats
-    balanced_accuracy: Floats
-    tpr: Floats
+    auc: NumpyFloats
+    balanced_accuracy: NumpyFloats
+    tpr: NumpyFloats
 
     def take(self, rows: slice) -> Replicates:
         """The replicates in `rows`."""
         return Replicates(self.auc[rows], self.balanced_accuracy[rows], self.tpr[rows])
 
 
-def pair_weights(pairs: int, replicates: int = 1000, seed: int = 0) -> Floats:
+def pair_weights(pairs: int, replicates: int = 1000, seed: int = 0) -> NumpyFloats:
     """Multinomial weights (replicates, pairs), each row summing to `pairs`."""
     if pairs < 2 or replicates < 1:
         raise ValueError(f"bootstrap: {pairs} pairs, {replicates} replicates; at least 2 and 1.")
@@ -41,17 +40,19 @@ def pair_weights(pairs: int, replicates: int = 1000, seed: int = 0) -> Floats:
 
 
 def cluster_bootstrap(
-    positive: Floats, negative: Floats, weights: Floats, alphas: ArrayLike = (), bins: int = 4096
+    positive: Floats, negative: Floats, weights: NumpyFloats, alphas: ArrayLike = (), bins: int = 4096
 ) -> Replicates:
     """Metrics under each row of weights (R, k); positive and negative scores (k, n), NaN = no score.
 
     Ranks are binned (about `bins` bins, exact when the scores are fewer); balanced accuracy at 0 is exact.
+    Scores that are tensors are counted and weighed on their device; the replicates are numpy arrays.
     """
+    positive, negative = floats(positive), floats(negative)
+    xp, levels = namespace(positive, negative), floats(np.asarray(alphas), like=positive)
     edges = bin_edges(positive, negative, bins)
     high, low = _histograms(positive, edges), _histograms(negative, edges)
-    levels = np.asarray(alphas, dtype=np.float64)
-    parts = [_curve(w @ high, w @ low, levels) for w in _chunks(weights)]
-    area, tpr = (np.concatenate(part) for part in zip(*parts, strict=True))
+    parts = [_curve(w @ high, w @ low, levels) for w in _chunks(floats(weights, like=positive))]
+    area, tpr = (host(xp.concat(part)) for part in zip(*parts, strict=True))
     return Replicates(area, _balanced_accuracy(positive, negative, weights), tpr)
 
 
@@ -60,16 +61,17 @@ def bin_edges(positive: Floats, negative: Floats, bins: int = 4096) -> Floats:
 
     A tail edge comes with its successor, so that those negatives are bins of their own and ties stay ties.
     """
-    high, low = positive[~np.isnan(positive)], np.sort(negative[~np.isnan(negative)])
-    body = np.quantile(np.concatenate([high, low]), np.linspace(0, 1, bins // 2))
-    ranks = np.unique(np.geomspace(1, low.size, bins // 4).astype(np.int64))
+    xp = namespace(positive, negative)
+    high, low = positive[~xp.isnan(positive)], sort(negative[~xp.isnan(negative)])
+    body = quantiles(sort(xp.concat([high, low])), np.linspace(0, 1, bins // 2))
+    ranks = np.unique(np.geomspace(1, len(low), bins // 4).astype(np.int64))
     # Few scores: geomspace skips ranks, but then all of them fit.
-    tail = low if low.size <= bins // 4 else low[low.size - ranks]
-    return np.unique(np.concatenate([body, tail, np.nextafter(tail, np.inf)]))
+    tail = low if len(low) <= bins // 4 else low[xp.asarray(len(low) - ranks, device=low.device)]
+    return xp.unique(xp.concat([body, tail, xp.nextafter(tail, xp.full_like(tail, xp.inf))]))
 
 
 def centred_interval(
-    replicates: Floats,
+    replicates: NumpyFloats,
     binned: float,
     exact: float,
     clusters: int,
@@ -88,13 +90,13 @@ def centred_interval(
     return max(0.0, min(low, exact)), min(1.0, max(high, exact))
 
 
-def centred(replicates: Floats, binned: float, exact: float, stretch: float = 1.0) -> Floats:
+def centred(replicates: NumpyFloats, binned: float, exact: float, stretch: float = 1.0) -> NumpyFloats:
     """Replicates around the exact estimate instead of the binned one, deviations times `stretch`."""
     return exact + stretch * (replicates - binned)
 
 
 def paired_difference(
-    first: Floats, second: Floats, exact: float, clusters: int, level: float = 0.95
+    first: NumpyFloats, second: NumpyFloats, exact: float, clusters: int, level: float = 0.95
 ) -> tuple[float, float]:
     """Interval (low, high) of first - second, replicates (R,) under the same weights."""
     if first.shape != second.shape:
@@ -106,13 +108,13 @@ def paired_difference(
 
 
 def _histograms(scores: Floats, edges: Floats) -> Floats:
-    bins = edges.size + 1
-    counts = [np.bincount(_bin(row[~np.isnan(row)], edges), minlength=bins) for row in scores]
-    return np.asarray(counts, dtype=np.float64)
+    xp, bins = namespace(scores), len(edges) + 1
+    counts = [xp.bincount(_bin(row[~xp.isnan(row)], edges), minlength=bins) for row in scores]
+    return floats(xp.stack(counts))
 
 
-def _bin(row: Floats, edges: Floats) -> NDArray[np.intp]:
-    return np.searchsorted(edges, row, side="right")
+def _bin(row: Floats, edges: Floats) -> Counts:
+    return namespace(row).searchsorted(edges, row, side="right")
 
 
 def _chunks(weights: Floats) -> list[Floats]:
@@ -121,37 +123,38 @@ def _chunks(weights: Floats) -> list[Floats]:
 
 def _curve(high: Floats, low: Floats, alphas: Floats) -> tuple[Floats, Floats]:
     """AUC (R,) and TPR at each alpha (R, alphas) of weighted histograms (R, bins), lowest scores first."""
+    xp = namespace(high)
     with np.errstate(invalid="ignore"):
         high = high / high.sum(axis=1, keepdims=True)
         fpr = _from_top(low) / low.sum(axis=1, keepdims=True)
     # Trapezoids from the top: a bin shared by both worlds counts its ties one half.
     tpr = _from_top(high)
-    area = (0.5 * (tpr[:, 1:] + tpr[:, :-1]) * np.diff(fpr, axis=1)).sum(axis=1)
-    found = np.full((len(high), alphas.size), np.nan)
-    for r in np.flatnonzero(~np.isnan(area)):
-        found[r] = tpr[r, np.searchsorted(fpr[r], alphas, side="right") - 1]
-    return area, found
+    area = (0.5 * (tpr[:, 1:] + tpr[:, :-1]) * xp.diff(fpr, axis=1)).sum(axis=1)
+    # The first point, nothing accepted, is within every alpha; but a row without scores has no points.
+    point = (counts_up_to(fpr, alphas) - 1).clip(min=0)
+    row = xp.arange(len(high), device=high.device)[:, None]
+    return area, xp.where(xp.isnan(area)[:, None], xp.nan, tpr[row, point])
 
 
 def _from_top(counts: Floats) -> Floats:
     """Cumulative counts from the highest bin down, starting with nothing: (R, bins) -> (R, bins + 1)."""
-    falling = np.cumsum(counts[:, ::-1], axis=1)
-    return np.concatenate([np.zeros((len(counts), 1)), falling], axis=1)
+    xp = namespace(counts)
+    falling = xp.cumsum(xp.flip(counts, (1,)), axis=1)
+    return xp.concat([xp.zeros_like(falling[:, :1]), falling], axis=1)
 
 
-def _balanced_accuracy(positive: Floats, negative: Floats, weights: Floats) -> Floats:
+def _balanced_accuracy(positive: Floats, negative: Floats, weights: NumpyFloats) -> NumpyFloats:
     with np.errstate(invalid="ignore"):
         tpr = (weights @ _above_zero(positive)) / (weights @ _count(positive))
         fpr = (weights @ _above_zero(negative)) / (weights @ _count(negative))
-    result: Floats = 0.5 * (tpr + 1 - fpr)
+    result: NumpyFloats = 0.5 * (tpr + 1 - fpr)
     return result
 
 
-def _above_zero(scores: Floats) -> Floats:
-    above: Floats = (scores > 0).sum(axis=1) + 0.5 * (scores == 0).sum(axis=1)
+def _above_zero(scores: Floats) -> NumpyFloats:
+    above: NumpyFloats = host((scores > 0).sum(axis=1)) + 0.5 * host((scores == 0).sum(axis=1))
     return above
 
 
-def _count(scores: Floats) -> Floats:
-    count: Floats = (~np.isnan(scores)).sum(axis=1).astype(np.float64)
-    return count
+def _count(scores: Floats) -> NumpyFloats:
+    return host((~namespace(scores).isnan(scores)).sum(axis=1)).astype(np.float64)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
+from attacks.arrays import Floats, Given, NumpyFloats, floats, host, namespace, sort
+
 Counts = NDArray[np.int64]
 
 MIN_FALSE_POSITIVES = 10  # a TPR at an FPR that allows fewer false positives than this is printed as "n/a"
@@ -26,20 +27,21 @@ class OperatingPoint:
     supported: bool
 
 
-def auc(positive: ArrayLike, negative: ArrayLike) -> float:
+def auc(positive: Given, negative: Given) -> float:
     """P(positive > negative) + P(tie) / 2, the Mann-Whitney statistic in exact integer counts, in 0-1."""
-    high, low = np.sort(_scores(positive, "positive")), np.sort(_scores(negative, "negative"))
-    below = int(np.searchsorted(low, high, side="left").sum(dtype=np.int64))
-    not_above = int(np.searchsorted(low, high, side="right").sum(dtype=np.int64))
-    return (below + not_above) / (2 * high.size * low.size)
+    high, low = sort(_scores(positive, "positive")), sort(_scores(negative, "negative"))
+    xp = namespace(high, low)
+    below = int(xp.searchsorted(low, high, side="left").sum(dtype=xp.int64))
+    not_above = int(xp.searchsorted(low, high, side="right").sum(dtype=xp.int64))
+    return (below + not_above) / (2 * len(high) * len(low))
 
 
-def roc(positive: ArrayLike, negative: ArrayLike) -> tuple[Floats, Floats, Floats]:
+def roc(positive: ArrayLike, negative: ArrayLike) -> tuple[NumpyFloats, NumpyFloats, NumpyFloats]:
     """Operating points (fpr, tpr, thresholds), each (points,): "score >= threshold" for every distinct score.
 
     Tied scores form one point. Thresholds fall from +inf (nothing accepted); fpr and tpr rise from 0 to 1.
     """
-    high, low = _scores(positive, "positive"), _scores(negative, "negative")
+    high, low = host(_scores(positive, "positive")), host(_scores(negative, "negative"))
     thresholds, position = np.unique(np.concatenate([high, low]), return_inverse=True)
     true = np.bincount(position[: high.size], minlength=thresholds.size)[::-1].cumsum()
     false = np.bincount(position[high.size :], minlength=thresholds.size)[::-1].cumsum()
@@ -47,38 +49,42 @@ def roc(positive: ArrayLike, negative: ArrayLike) -> tuple[Floats, Floats, Float
     return fpr, tpr, np.append(np.inf, thresholds[::-1])
 
 
-def best_counts(positive: ArrayLike, negative: ArrayLike, alphas: ArrayLike) -> tuple[Counts, Counts]:
+def best_counts(positive: Given, negative: Given, alphas: ArrayLike) -> tuple[Counts, Counts]:
     """(true positives, false positives), each (len(alphas),), at the largest TPR with FPR <= alpha.
 
     With at most m false positives allowed, everything strictly above the (m+1)-th largest negative is
     accepted; no interpolation and no "nearest point", which can exceed alpha.
     """
-    high, low = np.sort(_scores(positive, "positive")), np.sort(_scores(negative, "negative"))
+    high, low = sort(_scores(positive, "positive")), sort(_scores(negative, "negative"))
     levels = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
     if not ((levels >= 0) & (levels <= 1)).all():
         raise ValueError(f"alpha: {levels.tolist()} is outside the allowed range 0..1.")
-    allowed = _allowed_false_positives(levels, low.size)
-    cut = np.where(allowed < low.size, low[np.maximum(low.size - 1 - allowed, 0)], -np.inf)
-    everything = allowed >= low.size
-    true = np.where(everything, high.size, high.size - np.searchsorted(high, cut, side="right"))
-    false = np.where(everything, low.size, low.size - np.searchsorted(low, cut, side="right"))
+    xp, allowed = namespace(high, low), _allowed_false_positives(levels, len(low))
+    cut = low[xp.asarray(np.maximum(len(low) - 1 - allowed, 0), device=low.device)]
+    true, false = (
+        np.where(
+            allowed < len(low), len(scores) - host(xp.searchsorted(scores, cut, side="right")), len(scores)
+        )
+        for scores in (high, low)
+    )
     return true, false
 
 
-def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, alpha: float) -> OperatingPoint:
+def tpr_at_fpr(positive: Given, negative: Given, alpha: float) -> OperatingPoint:
     """The largest TPR among operating points with FPR <= alpha, and the FPR it really has. Never NaN."""
     true, false = best_counts(positive, negative, alpha)
-    n1, n0 = np.size(positive), np.size(negative)
+    n1, n0 = len(positive), len(negative)
     supported = alpha * n0 >= MIN_FALSE_POSITIVES
     return OperatingPoint(float(alpha), int(true[0]) / n1, int(false[0]) / n0, int(false[0]), supported)
 
 
-def balanced_accuracy(positive: ArrayLike, negative: ArrayLike, threshold: float = 0.0) -> float:
+def balanced_accuracy(positive: Given, negative: Given, threshold: float = 0.0) -> float:
     """(TPR + TNR) / 2 at a threshold fixed in advance; a score on the threshold counts one half. In 0-1."""
     high, low = _scores(positive, "positive"), _scores(negative, "negative")
-    tpr = (np.count_nonzero(high > threshold) + 0.5 * np.count_nonzero(high == threshold)) / high.size
-    tnr = (np.count_nonzero(low < threshold) + 0.5 * np.count_nonzero(low == threshold)) / low.size
-    return float(0.5 * (tpr + tnr))
+    count = namespace(high, low).count_nonzero
+    tpr = (int(count(high > threshold)) + 0.5 * int(count(high == threshold))) / len(high)
+    tnr = (int(count(low < threshold)) + 0.5 * int(count(low == threshold))) / len(low)
+    return 0.5 * (tpr + tnr)
 
 
 def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -103,7 +109,7 @@ def expanded_percentile_interval(
     the tail becomes Phi(-sqrt(n/(n-1)) t_{1-tail, n-1}) (Hesterberg 2015, "What Teachers Should Know About
     the Bootstrap", arXiv:1411.5279). Raises ValueError for NaN replicates: drop and report them before.
     """
-    values = _scores(replicates, "replicates")
+    values = host(_scores(replicates, "replicates"))
     if clusters < 2:
         raise ValueError(f"clusters: {clusters} is too few for an interval, at least 2.")
     widened = math.sqrt(clusters / (clusters - 1)) * stats.t.ppf(1 - _tail(level), clusters - 1)
@@ -112,7 +118,7 @@ def expanded_percentile_interval(
     return float(low), float(high)
 
 
-def _allowed_false_positives(levels: Floats, n: int) -> Counts:
+def _allowed_false_positives(levels: NumpyFloats, n: int) -> Counts:
     # alpha * n can round to just under an integer (0.29 * 100 < 29); what is meant is m / n <= alpha.
     m = np.floor(levels * n).astype(np.int64)
     m += (m + 1) / n <= levels
@@ -126,11 +132,11 @@ def _tail(level: float) -> float:
     return (1 - level) / 2
 
 
-def _scores(values: ArrayLike, what: str) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"{what}: shape {array.shape} is not a non-empty list of scores.")
-    missing = int(np.isnan(array).sum())
+def _scores(values: Given, what: str) -> Floats:
+    scores = floats(values)
+    if scores.ndim != 1 or len(scores) == 0:
+        raise ValueError(f"{what}: shape {tuple(scores.shape)} is not a non-empty list of scores.")
+    missing = int(namespace(scores).isnan(scores).sum())
     if missing:
-        raise ValueError(f"{what}: {missing} of {array.size} scores are NaN; none is allowed.")
-    return array
+        raise ValueError(f"{what}: {missing} of {len(scores)} scores are NaN; none is allowed.")
+    return scores

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaln, digamma, polygamma
 
-Floats = NDArray[np.float64]
+from attacks import arrays
+from attacks.arrays import Floats, Given, NumpyFloats, floats, host, namespace
 
 RELATIVE_FLOOR = 1e-6
 
@@ -33,58 +33,56 @@ class VariancePrior(NamedTuple):
     s0_squared: float
 
 
-def variance_floor(variances: ArrayLike, step: float = 0.0) -> float:
+def variance_floor(variances: Given, step: float = 0.0) -> float:
     """The smallest variance that is believed: max(1e-6 median, step^2 / 12).
 
     step is the storage quantum of the scores, and step^2 / 12 the variance of rounding to it. Both zero:
     every score is zero, any floor gives LLR 0, and it is 1.
     """
-    values = np.asarray(variances, dtype=np.float64)
-    return max(RELATIVE_FLOOR * float(np.median(values)), step * step / 12) or 1.0
+    return max(RELATIVE_FLOOR * arrays.median(floats(variances)), step * step / 12) or 1.0
 
 
-def variance_prior(variances: ArrayLike, dof: ArrayLike) -> VariancePrior:
+def variance_prior(variances: Given, dof: Given) -> VariancePrior:
     """Prior fitted to sample variances (n,), with degrees of freedom (n,) or one number for all.
 
     Raises ValueError for an empty list, a variance that is not positive (apply `variance_floor`) or dof < 1.
     """
-    s2 = np.asarray(variances, dtype=np.float64)
-    d = np.broadcast_to(np.asarray(dof, dtype=np.float64), s2.shape)
+    s2 = floats(variances)
+    xp = namespace(s2)
+    d = xp.broadcast_to(floats(dof, like=s2), s2.shape)
     _check_variances(s2, d)
-    e = np.log(s2) - _by_value(_digamma_bias, d)
-    excess = float(np.var(e, ddof=min(1, e.size - 1)) - _by_value(_trigamma_half, d).mean())
+    e = xp.log(s2) - _by_value(_digamma_bias, d)
+    centre = arrays.mean(e)
+    excess = arrays.variance(e) - arrays.mean(_by_value(_trigamma_half, d))
     if excess <= 0:
-        return VariancePrior(math.inf, math.exp(e.mean()))
+        return VariancePrior(math.inf, math.exp(centre))
     half = trigamma_inverse(excess)
-    return VariancePrior(2 * half, math.exp(e.mean() + float(digamma(half)) - math.log(half)))
+    return VariancePrior(2 * half, math.exp(centre + float(digamma(half)) - math.log(half)))
 
 
-def moderated_variance(variance: ArrayLike, dof: ArrayLike, prior: VariancePrior) -> Floats:
+def moderated_variance(variance: Given, dof: Given, prior: VariancePrior) -> Floats:
     """Shrunk variance: the average of s_i^2 (weight dof) and s0^2 (weight nu0); same shape as `variance`."""
-    s2, d = np.asarray(variance, dtype=np.float64), np.asarray(dof, dtype=np.float64)
+    s2 = floats(variance)
+    d = floats(dof, like=s2)
     if math.isinf(prior.nu0):
-        return np.full(np.broadcast(s2, d).shape, prior.s0_squared)
-    shrunk: Floats = (prior.nu0 * prior.s0_squared + d * s2) / (prior.nu0 + d)
-    return shrunk
+        xp, shape = namespace(s2), np.broadcast_shapes(tuple(s2.shape), tuple(d.shape))
+        return xp.full(shape, prior.s0_squared, dtype=xp.float64, device=s2.device)
+    return (prior.nu0 * prior.s0_squared + d * s2) / (prior.nu0 + d)
 
 
-def log_predictive(
-    x: ArrayLike, mean: ArrayLike, variance: ArrayLike, count: ArrayLike, prior: VariancePrior
-) -> Floats:
+def log_predictive(x: Given, mean: Given, variance: Given, count: Given, prior: VariancePrior) -> Floats:
     """Log density of a new score x, log t_{nu0 + d}(x; mean, shrunk^2 (1 + 1 / count)), d = count - 1 >= 1.
 
     All arrays have one shape (n,). Finite for finite x as soon as the variance or nu0 s0^2 is positive.
     """
-    k = np.asarray(count, dtype=np.float64)
+    k = floats(count)
+    xp = namespace(k)
     scale2 = moderated_variance(variance, k - 1, prior) * (1 + 1 / k)
-    z2 = np.square(np.asarray(x, dtype=np.float64) - np.asarray(mean)) / scale2
+    z2 = xp.square(floats(x, like=k) - floats(mean, like=k)) / scale2
     if math.isinf(prior.nu0):
-        normal: Floats = -0.5 * (np.log(2 * math.pi * scale2) + z2)
-        return normal
+        return -0.5 * (xp.log(2 * math.pi * scale2) + z2)
     nu = prior.nu0 + k - 1
-    constant = _by_value(_t_constant, nu)
-    density: Floats = constant - 0.5 * np.log(scale2) - 0.5 * (nu + 1) * np.log1p(z2 / nu)
-    return density
+    return _by_value(_t_constant, nu) - 0.5 * xp.log(scale2) - 0.5 * (nu + 1) * xp.log1p(z2 / nu)
 
 
 def trigamma_inverse(value: float) -> float:
@@ -105,34 +103,37 @@ def trigamma_inverse(value: float) -> float:
     return y
 
 
-def _digamma_bias(d: Floats) -> Floats:
-    bias: Floats = digamma(d / 2) - np.log(d / 2)
-    return bias
+def _digamma_bias(d: NumpyFloats) -> NumpyFloats:
+    return np.asarray(digamma(d / 2) - np.log(d / 2))
 
 
-def _trigamma_half(d: Floats) -> Floats:
-    return np.asarray(polygamma(1, d / 2), dtype=np.float64)
+def _trigamma_half(d: NumpyFloats) -> NumpyFloats:
+    return np.asarray(polygamma(1, d / 2))
 
 
-def _t_constant(nu: Floats) -> Floats:
+def _t_constant(nu: NumpyFloats) -> NumpyFloats:
     # 1 / (sqrt(nu) B(nu/2, 1/2)); the difference of two log-gammas loses its digits for large nu.
-    constant: Floats = -betaln(nu / 2, 0.5) - 0.5 * np.log(nu)
-    return constant
+    return np.asarray(-betaln(nu / 2, 0.5) - 0.5 * np.log(nu))
 
 
-def _by_value(function: Callable[[Floats], Floats], values: Floats) -> Floats:
-    """function(values) where values repeat: special functions are slow, look-ups are not."""
-    if values.size and values.min() == values.max():
-        return np.broadcast_to(function(values.ravel()[:1]), values.shape)
-    distinct, position = np.unique(values, return_inverse=True)
-    return function(distinct)[position.reshape(values.shape)]
+def _by_value(function: Callable[[NumpyFloats], NumpyFloats], values: Floats) -> Floats:
+    """function(values) where values repeat: special functions are slow, look-ups are not.
+
+    They hang on counts of models, so the distinct ones are few: scipy gets them on the host for a tensor too.
+    """
+    xp, shape = namespace(values), tuple(values.shape)
+    if math.prod(shape) and values.min() == values.max():
+        return xp.broadcast_to(floats(function(host(values.ravel()[:1])), like=values), shape)
+    distinct, position = xp.unique(values, return_inverse=True)
+    return floats(function(host(distinct)), like=values)[position.reshape(shape)]
 
 
 def _check_variances(s2: Floats, d: Floats) -> None:
-    if s2.ndim != 1 or s2.size == 0:
-        raise ValueError(f"variances: shape {s2.shape} is not a non-empty list.")
-    bad = int(np.count_nonzero(~(np.isfinite(s2) & (s2 > 0))))
+    xp, shape = namespace(s2), tuple(s2.shape)
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(f"variances: shape {shape} is not a non-empty list.")
+    bad = int(xp.count_nonzero(~(xp.isfinite(s2) & (s2 > 0))))
     if bad:
-        raise ValueError(f"variances: {bad} of {s2.size} are not positive and finite; floor them first.")
+        raise ValueError(f"variances: {bad} of {shape[0]} are not positive and finite; floor them first.")
     if not (d >= 1).all():
-        raise ValueError(f"dof: {d.min()} is too few degrees of freedom, at least 1.")
+        raise ValueError(f"dof: {float(d.min())} is too few degrees of freedom, at least 1.")

@@ -10,11 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from attacks.arrays import Floats, Mask, floats, namespace
 
 
 class Moments(NamedTuple):
@@ -26,7 +22,7 @@ class Moments(NamedTuple):
 
     def variance(self) -> Floats:
         """Unbiased variance; meaningful where number >= 2."""
-        return self.squares / np.maximum(self.number - 1, 1)
+        return self.squares / (self.number - 1).clip(min=1)
 
     def take(self, mask: Mask) -> Moments:
         """The samples in mask (n,)."""
@@ -36,14 +32,14 @@ class Moments(NamedTuple):
 def merge(a: Moments, b: Moments) -> Moments:
     """Moments of the union of two disjoint groups; either may be empty."""
     count = a.number + b.number
-    share = b.number / np.maximum(count, 1)
+    share = b.number / count.clip(min=1)
     delta = b.mean - a.mean
     return Moments(count, a.mean + delta * share, a.squares + b.squares + delta * delta * a.number * share)
 
 
 def total(values: Floats, present: Mask) -> Moments:
     """Moments of all rows of values (k, n) where present."""
-    result = _empty(values.shape[1])
+    result = _empty(values)
     for row, here in zip(values, present, strict=True):
         result = merge(result, _single(row, here))
     return result
@@ -51,19 +47,27 @@ def total(values: Floats, present: Mask) -> Moments:
 
 def without_each(values: Floats, present: Mask) -> Iterator[Moments]:
     """For every row p of values (k, n): the moments of all the other rows. O(k n) memory."""
-    pairs, samples = values.shape
-    after = [_empty(samples)]
+    pairs = len(values)
+    after = [_empty(values)]
     for p in range(pairs - 1, 0, -1):
         after.append(merge(_single(values[p], present[p]), after[-1]))
-    before = _empty(samples)
+    before = _empty(values)
     for p in range(pairs):
         yield merge(before, after.pop())
         before = merge(before, _single(values[p], present[p]))
 
 
 def _single(row: Floats, here: Mask) -> Moments:
-    return Moments(here.astype(np.float64), np.where(here, row, 0.0), np.zeros(row.size))
+    xp = namespace(row, here)
+    return Moments(floats(here), xp.where(here, row, 0.0), _zeros(row))
 
 
-def _empty(samples: int) -> Moments:
-    return Moments(np.zeros(samples), np.zeros(samples), np.zeros(samples))
+def _empty(values: Floats) -> Moments:
+    zeros = _zeros(values)
+    return Moments(zeros, zeros, zeros)
+
+
+def _zeros(values: Floats) -> Floats:
+    """(n,) for values (..., n)."""
+    xp = namespace(values)
+    return xp.zeros(values.shape[-1], dtype=xp.float64, device=values.device)

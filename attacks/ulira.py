@@ -10,6 +10,10 @@ Forgotten vs never-in (same unlearned models) is the game against a deployed mod
 fingerprint, holds nothing about the sample but says what the method does to every model: it fools the first
 and is invisible to the second.
 
+Scores may be numpy arrays, or torch tensors on one device, where everything per sample is then computed by
+the same expressions. The two agree to rounding. Where phi takes few values, evidence that is equal on paper
+may be a tie in one and not in the other, as it may after a change in the order of the pairs.
+
 Deviation: moderated Student-t (see moderation.py) instead of two Gaussians; every model is scored by the
 other pairs.
 """
@@ -21,12 +25,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
+from attacks.arrays import Array, Floats, Given, Mask, NumpyFloats, array, floats, host, median, namespace
 from attacks.bootstrap import Replicates, centred, centred_interval, cluster_bootstrap, pair_weights
 from attacks.metrics import MIN_FALSE_POSITIVES, auc, balanced_accuracy, best_counts
 from attacks.moderation import VariancePrior, log_predictive, variance_floor, variance_prior
-from attacks.moments import Floats, Mask, Moments, total, without_each
+from attacks.moments import Moments, total, without_each
 
 name = "ulira"
 label = "U-LiRA"
@@ -40,7 +44,7 @@ ALPHAS = (0.01, 0.001)
 # independent and finds half of the variance (simulated: 95 % intervals of a null world cover 82 to 88 %). The
 # more leaks, the less the fits matter, and the more cautious this factor is.
 SHARED_FITS = math.sqrt(2)
-ROC_GRID: NDArray[np.float64] = np.logspace(-5, 0, 121)
+ROC_GRID: NumpyFloats = np.logspace(-5, 0, 121)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,10 @@ class TprEstimate:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """One comparison of two worlds. Rates in 0-1; `_low` and `_high` are limits of a bootstrap over pairs."""
+    """One comparison of two worlds. Rates in 0-1; `_low` and `_high` are limits of a bootstrap over pairs.
+
+    Numbers and numpy arrays, also where the scores were tensors.
+    """
 
     pairs: int  # pairs with at least one score
     samples: int  # samples with at least one score
@@ -77,13 +84,13 @@ class Comparison:
     loss_auc_low: float
     loss_auc_high: float
     collapsed: int  # samples whose variance is below the floor in either world
-    roc_fpr: Floats = field(repr=False)  # (121,), log-spaced 1e-5..1
-    roc_tpr: Floats = field(repr=False)  # (121,), largest TPR with FPR <= roc_fpr
-    roc_low: Floats = field(repr=False)
-    roc_high: Floats = field(repr=False)
-    auc_replicates: Floats = field(repr=False)  # (replicates,); same seed and pairs: paired
-    llr_positive: Floats = field(repr=False)  # (k, n): the evidence behind it all, NaN = not scored
-    llr_negative: Floats = field(repr=False)
+    roc_fpr: NumpyFloats = field(repr=False)  # (121,), log-spaced 1e-5..1
+    roc_tpr: NumpyFloats = field(repr=False)  # (121,), largest TPR with FPR <= roc_fpr
+    roc_low: NumpyFloats = field(repr=False)
+    roc_high: NumpyFloats = field(repr=False)
+    auc_replicates: NumpyFloats = field(repr=False)  # (replicates,); same seed and pairs: paired
+    llr_positive: NumpyFloats = field(repr=False)  # (k, n): the evidence behind it all, NaN = not scored
+    llr_negative: NumpyFloats = field(repr=False)
 
 
 class _Shrinkage(NamedTuple):
@@ -94,9 +101,9 @@ class _Shrinkage(NamedTuple):
 
 
 def ulira(
-    forgotten: ArrayLike,
-    never: ArrayLike | None = None,
-    retrained: ArrayLike | None = None,
+    forgotten: Given,
+    never: Given | None = None,
+    retrained: Given | None = None,
     *,
     level: float = 0.95,
     replicates: int = 1000,
@@ -108,7 +115,7 @@ def ulira(
     forgotten: samples in the forget set of an unlearned model; never: samples that an unlearned model was
     never given; retrained: samples that a retrained model was never given. Keys: `forgotten_vs_retrained`,
     `forgotten_vs_never`, `fingerprint` (never vs retrained). Raises ValueError for a wrong shape, an infinite
-    score, fewer than three pairs, or when no sample has both worlds in three pairs.
+    score, fewer than three pairs, worlds on several devices, or no sample with both worlds in three pairs.
     """
     worlds = {
         "forgotten_vs_retrained": (forgotten, retrained),
@@ -123,8 +130,8 @@ def ulira(
 
 
 def compare(
-    positive: ArrayLike,
-    negative: ArrayLike,
+    positive: Given,
+    negative: Given,
     *,
     level: float = 0.95,
     replicates: int = 1000,
@@ -132,15 +139,16 @@ def compare(
 ) -> Comparison:
     """One comparison: phi (k, n) or (views, k, n) in the positive world against the reference world."""
     llr_high, llr_low = _mean_over_views(positive, negative)
-    first = [world[0] if np.ndim(world) == 3 else world for world in map(np.asarray, (positive, negative))]
+    first = [world[0] if world.ndim == 3 else world for world in map(array, (positive, negative))]
     high, low, present, step = _worlds(*first)
-    scored = ~np.isnan(llr_high)
+    xp = namespace(high)
+    scored = ~xp.isnan(llr_high)
     if not scored.any():
         raise ValueError(f"ulira: no sample has both worlds in at least {MIN_PAIRS} of {len(high)} pairs.")
     weights = pair_weights(len(high), replicates, seed)
     moments = [total(world, present) for world in (high, low)]
     shrinkages = [_shrinkage(m, step) for m in moments]
-    phi = np.where(scored, high, np.nan), np.where(scored, low, np.nan)
+    phi = xp.where(scored, high, xp.nan), xp.where(scored, low, xp.nan)
     return Comparison(
         pairs=int(scored.any(axis=1).sum()),
         samples=int(scored.any(axis=0).sum()),
@@ -149,47 +157,50 @@ def compare(
         nu0_positive=shrinkages[0].prior.nu0,
         nu0_negative=shrinkages[1].prior.nu0,
         collapsed=_collapsed(moments, shrinkages),
-        llr_positive=llr_high,
-        llr_negative=llr_low,
+        llr_positive=host(llr_high),
+        llr_negative=host(llr_low),
         **_loss_estimates(*phi, weights, level),
         **_estimates(llr_high, llr_low, weights, level),
     )
 
 
 def judged(
-    positive: ArrayLike, negative: ArrayLike, *, level: float = 0.95, replicates: int = 1000, seed: int = 0
+    positive: Given, negative: Given, *, level: float = 0.95, replicates: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """How well any attack's scores (k pairs, n) tell the two worlds apart, NaN = not scored: AUC, TPR and ROC
     with a bootstrap over pairs, as fields of `Comparison`; balanced accuracy, which is at 0, is left out.
     """
-    high, low = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
+    high, low = floats(array(positive)), floats(array(negative))
     found = _estimates(high, low, pair_weights(len(high), replicates, seed), level)
     return {name: value for name, value in found.items() if not name.startswith("balanced_accuracy")}
 
 
-def _mean_over_views(positive: ArrayLike, negative: ArrayLike) -> tuple[Floats, Floats]:
+def _mean_over_views(positive: Given, negative: Given) -> tuple[Floats, Floats]:
     """`leave_pair_out` of (k, n), or its mean over the views of (views, k, n) (spec: LiRA's queries)."""
-    high, low = np.asarray(positive), np.asarray(negative)
+    high, low = array(positive), array(negative)
     if high.ndim != 3 or low.ndim != 3:
         return leave_pair_out(high, low)
     if high.shape != low.shape or not len(high):
-        raise ValueError(
-            f"phi: shapes {high.shape} and {low.shape} are not one (views, pairs, samples) shape."
-        )
+        shapes = f"{tuple(high.shape)} and {tuple(low.shape)}"
+        raise ValueError(f"phi: shapes {shapes} are not one (views, pairs, samples) shape.")
+    xp = namespace(high, low)
     views = [leave_pair_out(h, w) for h, w in zip(high, low, strict=True)]
-    return np.mean([v[0] for v in views], axis=0), np.mean([v[1] for v in views], axis=0)
+    first, second = (xp.mean(xp.stack(world), axis=0) for world in zip(*views, strict=True))
+    return first, second
 
 
-def leave_pair_out(positive: ArrayLike, negative: ArrayLike, strict: bool = True) -> tuple[Floats, Floats]:
+def leave_pair_out(positive: Given, negative: Given, strict: bool = True) -> tuple[Floats, Floats]:
     """LLR of every score from the other pairs only: phi (k, n) of two worlds in, their LLR (k, n) out.
 
     Entry [p, i] is phi of sample i in pair p. A complementary pair gives each sample exactly one score of
     each world, so leaving out the pair, and not only the model, keeps both counts equal. strict: the variance
     prior also comes from the other pairs only; otherwise from all pairs, once. NaN out: missing, or fewer
-    than two other pairs. Raises ValueError for a wrong shape, fewer than three pairs, or an infinite score.
+    than two other pairs. Tensors in, tensors out. Raises ValueError for a wrong shape, fewer than three
+    pairs, an infinite score, or worlds that are not on one device.
     """
     high, low, present, step = _worlds(positive, negative)
-    llr = np.full(high.shape, np.nan), np.full(low.shape, np.nan)
+    xp = namespace(high)
+    llr = xp.full_like(high, xp.nan), xp.full_like(low, xp.nan)
     common = None if strict else [_shrinkage(total(world, present), step) for world in (high, low)]
     others = zip(without_each(high, present), without_each(low, present), strict=True)
     for p, moments in enumerate(others):
@@ -207,14 +218,14 @@ def leave_pair_out(positive: ArrayLike, negative: ArrayLike, strict: bool = True
 def _shrinkage(moments: Moments, step: float) -> _Shrinkage:
     usable = moments.take(moments.number >= MIN_PAIRS - 1)
     variance = usable.variance()
-    size = np.abs(usable.mean)
+    size = abs(usable.mean)
     # The median: one score of 1e8 must not raise every floor. The maximum: most means may be zero.
-    floor = variance_floor(variance, step * float(np.median(size) or size.max()))
-    return _Shrinkage(floor, variance_prior(np.maximum(variance, floor), usable.number - 1))
+    floor = variance_floor(variance, step * (median(size) or float(size.max())))
+    return _Shrinkage(floor, variance_prior(variance.clip(min=floor), usable.number - 1))
 
 
 def _log_density(x: Floats, moments: Moments, shrinkage: _Shrinkage) -> Floats:
-    variance = np.maximum(moments.variance(), shrinkage.floor)
+    variance = moments.variance().clip(min=shrinkage.floor)
     return log_predictive(x, moments.mean, variance, moments.number, shrinkage.prior)
 
 
@@ -225,16 +236,17 @@ def _collapsed(moments: list[Moments], shrinkages: list[_Shrinkage]) -> int:
     return int((below[0] | below[1]).sum())
 
 
-def _estimates(positive: Floats, negative: Floats, weights: Floats, level: float) -> dict[str, Any]:
+def _estimates(positive: Floats, negative: Floats, weights: NumpyFloats, level: float) -> dict[str, Any]:
     """The fields of `Comparison` that come from the LLR (k, n) of both worlds."""
     alphas = np.concatenate([ALPHAS, ROC_GRID])
-    high, low = positive[~np.isnan(positive)], negative[~np.isnan(negative)]
+    high, low = _present(positive), _present(negative)
     true, false = best_counts(high, low, alphas)
-    tpr, area, accuracy = true / high.size, auc(high, low), balanced_accuracy(high, low)
+    tpr, area, accuracy = true / len(high), auc(high, low), balanced_accuracy(high, low)
     binned, resampled = _resample(positive, negative, weights, alphas)
+    clusters = _clusters(positive)
 
-    def limits(replicates: Floats, once: Floats, exact: float) -> tuple[float, float]:
-        return centred_interval(replicates, once[0], exact, _clusters(positive), level, SHARED_FITS)
+    def limits(replicates: NumpyFloats, once: NumpyFloats, exact: float) -> tuple[float, float]:
+        return centred_interval(replicates, once[0], exact, clusters, level, SHARED_FITS)
 
     area_limits = limits(resampled.auc, binned.auc, area)
     accuracy_limits = limits(resampled.balanced_accuracy, binned.balanced_accuracy, accuracy)
@@ -255,9 +267,9 @@ def _estimates(positive: Floats, negative: Floats, weights: Floats, level: float
                 float(tpr[j]),
                 float(tpr_limits[j, 0]),
                 float(tpr_limits[j, 1]),
-                int(false[j]) / low.size,
+                int(false[j]) / len(low),
                 int(false[j]),
-                alpha * low.size >= MIN_FALSE_POSITIVES,
+                alpha * len(low) >= MIN_FALSE_POSITIVES,
             )
             for j, alpha in enumerate(ALPHAS)
         },
@@ -268,16 +280,16 @@ def _estimates(positive: Floats, negative: Floats, weights: Floats, level: float
     }
 
 
-def _loss_estimates(positive: Floats, negative: Floats, weights: Floats, level: float) -> dict[str, Any]:
+def _loss_estimates(positive: Floats, negative: Floats, weights: NumpyFloats, level: float) -> dict[str, Any]:
     """The fields of `Comparison` that come from phi (k, n) itself."""
-    area = auc(positive[~np.isnan(positive)], negative[~np.isnan(negative)])
+    area = auc(_present(positive), _present(negative))
     binned, resampled = _resample(positive, negative, weights, np.empty(0))
     low, high = centred_interval(resampled.auc, binned.auc[0], area, _clusters(positive), level)
     return {"loss_auc": area, "loss_auc_low": low, "loss_auc_high": high}
 
 
 def _resample(
-    positive: Floats, negative: Floats, weights: Floats, alphas: Floats
+    positive: Floats, negative: Floats, weights: NumpyFloats, alphas: NumpyFloats
 ) -> tuple[Replicates, Replicates]:
     """(metrics under weights of one, metrics under `weights`), binned alike."""
     once = np.ones((1, weights.shape[1]))
@@ -285,30 +297,37 @@ def _resample(
     return both.take(slice(0, 1)), both.take(slice(1, None))
 
 
+def _present(scores: Floats) -> Floats:
+    return scores[~namespace(scores).isnan(scores)]
+
+
 def _clusters(scores: Floats) -> int:
-    return int((~np.isnan(scores)).any(axis=1).sum())
+    return int((~namespace(scores).isnan(scores)).any(axis=1).sum())
 
 
-def _worlds(positive: ArrayLike, negative: ArrayLike) -> tuple[Floats, Floats, Mask, float]:
-    """Checked float64 copies of both worlds, where both are present, and the relative rounding step."""
-    given = [np.asarray(positive), np.asarray(negative)]
-    high, low = (array.astype(np.float64) for array in given)
-    if high.ndim != 2 or high.shape != low.shape or high.shape[1] == 0:
-        raise ValueError(f"phi: shapes {high.shape} and {low.shape} are not one (pairs, samples) shape.")
+def _worlds(positive: Given, negative: Given) -> tuple[Floats, Floats, Mask, float]:
+    """Both worlds checked and as float64, where both are present, and the relative rounding step."""
+    given = array(positive), array(negative)
+    xp = namespace(*given)
+    high, low = map(floats, given)
+    shape = tuple(high.shape)
+    if high.ndim != 2 or high.shape != low.shape or shape[1] == 0:
+        raise ValueError(f"phi: shapes {shape} and {tuple(low.shape)} are not one (pairs, samples) shape.")
     if len(high) < MIN_PAIRS:
         raise ValueError(f"pairs: {len(high)} is too few, at least {MIN_PAIRS}.")
-    infinite = int(np.isinf(high).sum() + np.isinf(low).sum())
+    infinite = int(xp.isinf(high).sum() + xp.isinf(low).sum())
     if infinite:
         raise ValueError(
-            f"phi: {infinite} of {high.size + low.size} scores are infinite; use NaN for missing."
+            f"phi: {infinite} of {2 * math.prod(shape)} scores are infinite; use NaN for missing."
         )
     # An entry counts only if both worlds are there: else leaving out the pair would lower the two counts of
     # the sample unequally, and the counts, which enter the density, would tell which world is being scored.
-    present = ~(np.isnan(high) | np.isnan(low))
-    return high, low, present, max(_relative_step(array) for array in given)
+    present = ~(xp.isnan(high) | xp.isnan(low))
+    return high, low, present, max(_relative_step(world) for world in given)
 
 
-def _relative_step(array: NDArray[Any]) -> float:
+def _relative_step(world: Array) -> float:
     # phi is stored as float32 at best, whatever the type it arrives in.
-    stored = array.dtype if array.dtype == np.float16 else np.dtype(np.float32)
-    return float(np.finfo(stored).eps)
+    xp = namespace(world)
+    half = (xp.float16, getattr(xp, "bfloat16", xp.float16))
+    return float(xp.finfo(world.dtype if world.dtype in half else xp.float32).eps)

@@ -1,9 +1,16 @@
-"""`lethe bench`: each claim about speed as a ratio measured in one run, over the same numbers."""
+"""`lethe bench`: each claim about speed as a ratio measured in one run, over the same numbers.
+
+`python -m orchestrator.bench attack --device cuda --json` does the same where only numpy, scipy and torch are
+installed.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import resource
+import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +20,10 @@ from scipy.special import betaln, digamma, polygamma
 
 from attacks import ulira
 from attacks.moderation import trigamma_inverse
+from orchestrator.errors import UserError
+
+DEVICES = ("numpy", "cpu", "cuda")
+MIN_SAMPLES = 100
 
 Floats = np.ndarray[Any, Any]
 
@@ -20,11 +31,13 @@ Floats = np.ndarray[Any, Any]
 @dataclass(frozen=True)
 class AttackBench:
     """seconds: three comparisons, each with exact ROC, AUC and 1,000-fold bootstrap, from the φ of all
-    models. loop_seconds: the log-likelihood ratios of one comparison, one sample after the other in plain
-    Python, times three; ratio compares it with `scoring_seconds`, the same of ours. max_abs_difference: of
-    all ratios of that comparison.
+    models, their way to the device included. loop_seconds: the log-likelihood ratios of one comparison, one
+    sample after the other in plain Python, times three; ratio compares it with `scoring_seconds`, the same of
+    ours. max_abs_difference: of all ratios of that comparison. device: numpy, or torch on the cpu or on cuda.
+    peak_mib: of this process; for cuda, of the tensors on the card.
     """
 
+    device: str
     models: int
     samples: int
     pairs: int
@@ -36,25 +49,34 @@ class AttackBench:
     peak_mib: float
 
 
-def attack(models: int = 640, samples: int = 60_000, forget_sets: int = 10, seed: int = 0) -> AttackBench:
-    """U-LiRA of one cell of simulated φ: `models` unlearned models of complementary pairs of bases."""
+def attack(
+    models: int = 640, samples: int = 60_000, forget_sets: int = 10, seed: int = 0, device: str = "numpy"
+) -> AttackBench:
+    """U-LiRA of one cell of simulated φ: `models` unlearned models of complementary pairs of bases.
+
+    Raises UserError for a device that is unknown or not there.
+    """
+    _check(device)
+    _warm_up(device)
     pairs = models // forget_sets // 2
     cube, forget_set, reference = _world(pairs, forget_sets, samples, seed)
     start = time.perf_counter()
     worlds = _worlds(cube, forget_set, reference)
-    found = ulira.ulira(**worlds)
+    there = {world: _put(phi, device) for world, phi in worlds.items()}
+    found = ulira.ulira(**there)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    forgotten, retrained = worlds["forgotten"], worlds["retrained"]
+    peak = _peak_mib(device)
     start = time.perf_counter()
-    ulira.leave_pair_out(forgotten, retrained)
+    ulira.leave_pair_out(there["forgotten"], there["retrained"])
+    _wait(device)
     scoring = time.perf_counter() - start
     start = time.perf_counter()
-    high, low = plain_loop(forgotten.astype(np.float64), retrained.astype(np.float64))
+    high, low = plain_loop(*(worlds[world].astype(np.float64) for world in ("forgotten", "retrained")))
     loop = time.perf_counter() - start
     ours = found["forgotten_vs_retrained"]
     apart = max(float(np.abs(ours.llr_positive - high).max()), float(np.abs(ours.llr_negative - low).max()))
-    return AttackBench(models, samples, pairs, seconds, 3 * scoring, 3 * loop, loop / scoring, apart, peak)
+    timed = (seconds, 3 * scoring, 3 * loop, loop / scoring)
+    return AttackBench(device, models, samples, pairs, *timed, apart, peak)
 
 
 def _world(pairs: int, sets: int, samples: int, seed: int) -> tuple[Floats, Floats, Floats]:
@@ -87,6 +109,52 @@ def _worlds(cube: Floats, forget_set: Any, reference: Floats) -> dict[str, Float
         never[base // 2, here] = cube[other, of, here]
         retrained[base // 2, here] = reference[other, here]
     return {"forgotten": forgotten, "never": never, "retrained": retrained}
+
+
+# ---- the device ------------------------------------------------------------------------------------------
+
+
+def _check(device: str) -> None:
+    if device not in DEVICES:
+        raise UserError(f"bench --device {device}: unknown. Allowed: {', '.join(DEVICES)}.")
+    if device == "numpy":
+        return
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"bench --device {device}: torch is not installed. Without it: numpy.") from None
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"bench --device cuda: torch {torch.__version__} sees no card. Here: numpy, cpu.")
+
+
+def _warm_up(device: str) -> None:
+    """The first call on a card loads its kernels, once per process: not what is measured."""
+    tiny = np.random.default_rng(0).standard_normal((2, 4, MIN_SAMPLES), dtype=np.float32)
+    ulira.compare(*(_put(world, device) for world in tiny))
+
+
+def _put(phi: Floats, device: str) -> Any:
+    """The array, or a tensor of it on the device."""
+    if device == "numpy":
+        return phi
+    import torch
+
+    return torch.from_numpy(phi).to(device)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _peak_mib(device: str) -> float:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # ---- the plain loop --------------------------------------------------------------------------------------
@@ -146,4 +214,33 @@ def _log_t(
 
 def as_text(found: AttackBench) -> str:
     """The figures, a line each."""
-    return "\n".join(f"{name:<20} {value:,.6g}" for name, value in asdict(found).items())
+    figures = asdict(found).items()
+    return "\n".join(f"{name:<20} {v if isinstance(v, str) else f'{v:,.6g}'}" for name, v in figures)
+
+
+def as_json(found: AttackBench) -> str:
+    """The figures in one line."""
+    return json.dumps(asdict(found))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`lethe bench` without the packages of the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.bench")
+    parser.add_argument("what", choices=["attack"], help="what to measure")
+    parser.add_argument("--samples", type=int, default=60_000, help="samples of the simulated cell")
+    parser.add_argument("--device", default="numpy", help=f"where to compute: {', '.join(DEVICES)}")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    given = parser.parse_args(arguments)
+    if given.samples < MIN_SAMPLES:
+        parser.error(f"--samples: {given.samples} is too few, at least {MIN_SAMPLES}.")
+    try:
+        found = attack(samples=given.samples, device=given.device)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write((as_json(found) if given.json else as_text(found)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -233,16 +233,15 @@ def bench(
     what: Annotated[str, typer.Argument(metavar="attack", help="what to measure")],
     as_json: Json = False,
     samples: Annotated[int, typer.Option(min=100, help="samples of the simulated cell")] = 60_000,
+    device: Annotated[str, typer.Option(help="numpy, or torch on the cpu or on cuda")] = "numpy",
 ) -> None:
     """Measure a claim about speed, as a ratio to a plain implementation in the same run."""
     if what != "attack":
         raise UserError(f"bench {what}: unknown. Allowed: attack.")
-    from dataclasses import asdict
-
     from orchestrator import bench as benches
 
-    found = benches.attack(samples=samples)
-    print(json.dumps(asdict(found)) if as_json else benches.as_text(found))
+    found = benches.attack(samples=samples, device=device)
+    print(benches.as_json(found) if as_json else benches.as_text(found))
 
 
 @app.command()
