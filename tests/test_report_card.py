@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator import audit, plans
 from orchestrator.plan import Cell, Variant
 from orchestrator.report import render
 from orchestrator.report_card import facts
@@ -25,42 +27,58 @@ def weights(base: int) -> str:
     return f"{base:064x}"
 
 
-def audited(made: Synthetic) -> Cell:
-    """Four pairs of halves of a pool in two forget sets each, with hashes; the method lifts φ of forgotten."""
+KEYS = [("audit", base, index) for base in range(2 * PAIRS) for index in (0, 1)]
+
+
+def audited_cell() -> Cell:
+    """Four pairs of bases with two forget sets each, and one method."""
+    retrains, unlearns = (
+        {key: f"{kind}-{key[1]}-{key[2]}" for key in KEYS} for kind in ("retrain", "unlearn")
+    )
+    bases = {key: f"base-{key[1]}" for key in KEYS}
+    variant = Variant("finetune", 1, {}, unlearns)
+    return Cell("a1", "digits", "cnn_small", "random()", 2, bases, retrains, [variant])
+
+
+def add_runs(made: Synthetic) -> None:
+    """The runs of that cell, with hashes; the method lifts φ of what it forgot."""
     generator = np.random.default_rng(0)
     half = np.arange(POOL) % 2 == 0
-    keys = [("audit", base, index) for base in range(2 * PAIRS) for index in (0, 1)]
-    retrains, unlearns = (
-        {key: f"{kind}-{key[1]}-{key[2]}" for key in keys} for kind in ("retrain", "unlearn")
-    )
     for base in range(2 * PAIRS):
-        facts = {"track": "audit", "dataset_sha256": DATASET, "weights_sha256": weights(base)}
-        made.run(f"base-{base}", "base", phi=_noise(generator), **facts)
-    for _, base, index in keys:
+        hashes = {"dataset_sha256": DATASET, "weights_sha256": weights(base)}
+        made.run(f"base-{base}", "base", phi=noise(generator), track="audit", **hashes)
+    for _, base, index in KEYS:
         members = half if base % 2 == 0 else ~half
         gone = members & (np.arange(POOL) // 20 == index)
-        made.design(
-            f"d{base}-{index}", np.where(gone, FORGET, np.where(members, RETAIN, OUT)).astype(np.uint8)
-        )
-        facts = {"design": f"d{base}-{index}", "track": "audit", "dataset_sha256": DATASET}
-        made.run(f"retrain-{base}-{index}", "retrain", phi=_noise(generator), **facts)
-        lifted = _noise(generator) + np.append(40 * gone, np.zeros(TEST)).astype(np.float32)
-        made.run(f"unlearn-{base}-{index}", "unlearn", method="finetune", phi=lifted, **facts)
-    bases = {key: f"base-{key[1]}" for key in keys}
-    return Cell(
-        "a1", "digits", "cnn_small", "random()", 2, bases, retrains, [Variant("finetune", 1, {}, unlearns)]
-    )
+        states = np.where(gone, FORGET, np.where(members, RETAIN, OUT)).astype(np.uint8)
+        made.design(f"d{base}-{index}", states)
+        run = {"design": f"d{base}-{index}", "track": "audit", "dataset_sha256": DATASET}
+        made.run(f"retrain-{base}-{index}", "retrain", phi=noise(generator), **run)
+        lifted = noise(generator) + np.append(40 * gone, np.zeros(TEST)).astype(np.float32)
+        made.run(f"unlearn-{base}-{index}", "unlearn", method="finetune", phi=lifted, **run)
 
 
-def _noise(generator: np.random.Generator) -> np.ndarray:
+def noise(generator: np.random.Generator) -> np.ndarray:
     return generator.normal(size=POOL + TEST).astype(np.float32)
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with these runs and their audit, made once: the audit takes a second."""
+    made = Synthetic(tmp_path_factory.mktemp("card") / "made results")
+    made.remember(audited_cell())
+    add_runs(made)
+    audit.write(made.store, plans.recall(made.store))
+    return made.folder
+
+
 @pytest.fixture
-def made(tmp_path: Path) -> Synthetic:
-    store = Synthetic(tmp_path / "made results")
-    store.remember(audited(store))
-    return store
+def made(template: Path, tmp_path: Path) -> Synthetic:
+    """A copy of that store."""
+    shutil.copytree(template, tmp_path / template.name)
+    copy = Synthetic(tmp_path / template.name)
+    copy.parts = 1000  # names of parts go on behind those of the original
+    return copy
 
 
 def cards(made: Synthetic) -> list[dict[str, Any]]:
@@ -90,9 +108,6 @@ def test_the_hashes_are_those_of_the_tables(made: Synthetic) -> None:
 
 
 def test_the_inputs_of_each_comparison_are_those_of_its_row_of_audits(made: Synthetic) -> None:
-    from orchestrator import audit, plans
-
-    audit.write(made.store, plans.recall(made.store))
     stored = {
         (row["kind"], row["comparison"]): row
         for row in made.store.read_table("audits").to_pylist()
@@ -151,7 +166,7 @@ def test_views_are_counted_in_the_scores_of_the_bases(made: Synthetic) -> None:
 def test_runs_that_did_not_end_well_are_counted_by_how_they_ended(made: Synthetic) -> None:
     for task, status in (("unlearn-0-0", "diverged"), ("unlearn-0-1", "oom"), ("unlearn-1-0", "oom")):
         made.run(task, "unlearn", method="finetune", status=status, attempt=2)
-    cell = audited(Synthetic(made.folder.parent / "other"))
+    cell = audited_cell()
     cell.variants[0].tasks["main", 0, 0] = "not-yet"
     made.remember(cell)
     (card,) = cards(made)
@@ -206,7 +221,7 @@ def test_each_cell_has_its_card_in_html_and_markdown_and_none_elsewhere(made: Sy
 
 def test_commands_are_shown_without_keys_and_markup(made: Synthetic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["lethe", "run", "<b>.yaml", "--results", "s3://KEY:secret@bucket/r"])
-    made.remember(audited(Synthetic(made.folder.parent / "other")))
+    made.remember(audited_cell())
     (card,) = cards(made)
     assert card["plans"][-1]["command"] == "lethe run '<b>.yaml' --results s3://bucket/r"
     for form in ("html", "md", "card"):
