@@ -61,11 +61,13 @@ def test_so_is_one_that_the_attack_has_measured() -> None:
 
 def test_the_lines_of_gaussian_privacy_go_through_their_published_points() -> None:
     """TPR at FPR 1 % of two Gaussians μ apart: .01, .033899, .092362, .372081 (spec: analytic worlds)."""
-    layout = figures_roc.probit([("a", STYLE, curve(ulira.ROC_GRID))])["layout"]
+    layout = figures_roc.probit([("a", STYLE, curve(ulira.ROC_GRID, n_negative=1000))])["layout"]
     lines = [shape for shape in layout["shapes"] if shape["type"] == "line" and "yref" not in shape]
     assert [line["y1"] - line["y0"] - (line["x1"] - line["x0"]) for line in lines] == pytest.approx([0] * 4)
     tpr = [ndtr(line["y0"] + ndtri(0.01) - line["x0"]) for line in lines]
     assert tpr == pytest.approx([0.01, 0.033899, 0.092362, 0.372081], abs=1e-5)
+    panel = [layout[axis]["range"][1] for axis in ("xaxis", "yaxis")]
+    assert all(line["x1"] <= panel[0] and line["y1"] <= panel[1] for line in lines)
     names = [note for note in layout["annotations"] if note["text"].startswith("μ")]
     assert [note["text"] for note in names] == ["μ = 0", "μ = 0.5", "μ = 1", "μ = 2"]
     assert [(note["x"], note["y"]) for note in names] == [(line["x1"], line["y1"]) for line in lines]

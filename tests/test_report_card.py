@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from orchestrator import audit, plans
+from orchestrator.keys import digest
 from orchestrator.plan import Cell, Variant
 from orchestrator.report import render
 from orchestrator.report_card import facts
@@ -55,6 +56,7 @@ def add_runs(made: Synthetic) -> None:
         run = {"design": f"d{base}-{index}", "track": "audit", "dataset_sha256": DATASET}
         made.run(f"retrain-{base}-{index}", "retrain", phi=noise(generator), **run)
         lifted = noise(generator) + np.append(40 * gone, np.zeros(TEST)).astype(np.float32)
+        run["weights_sha256"] = weights(1000)  # what it started from: no further base
         made.run(f"unlearn-{base}-{index}", "unlearn", method="finetune", phi=lifted, **run)
 
 
@@ -99,6 +101,7 @@ def test_the_hashes_are_those_of_the_tables(made: Synthetic) -> None:
     bases = [run for run in runs if run["kind"] == "base"]
     assert card["dataset_sha256"] == [DATASET] == sorted({run["dataset_sha256"] for run in runs})
     assert card["bases"] == {"trained": 8, "weights_sha256": sorted(run["weights_sha256"] for run in bases)}
+    assert card["tasks"]["hash"] == digest(sorted(run["task_id"] for run in runs))
     assert [f"plans/{plan['hash']}.json" for plan in card["plans"]] == made.store.files("plans", ".json")
     assert (card["cell"], card["commits"], card["devices"]) == ("a1", ["abc"], ["cpu"])
     assert card["versions"] == [{"lethe": "0.1.0"}]
