@@ -25,11 +25,12 @@ from attacks.moments import Floats, Mask, Moments, total, without_each
 
 MIN_PAIRS = 4  # two halves of two
 PERCENTILES = (50, 90, 95, 99)
+LEVELS: Floats = np.arange(101) / 100  # of the distribution of the per-sample AUC
 ABOVE = 0.6
 QUANTILE = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AucSpread:
     """Quantiles of the per-sample AUC and what they would be if no sample leaked, by noise alone."""
 
@@ -38,6 +39,8 @@ class AucSpread:
     above: float  # share of samples with AUC > 0.6
     null_above: float
     samples: int  # with a score in both worlds
+    curve: Floats = field(repr=False)  # (101,): the smallest AUC that 0 %, 1 %, ... 100 % do not exceed
+    null_curve: Floats = field(repr=False)  # (101,): the same of the null
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +94,16 @@ def auc_spread(forgotten: ArrayLike, reference: ArrayLike) -> AucSpread:
     if usable.size == 0:
         raise ValueError("auc_spread: no sample has a score in both worlds.")
     values, weights = _null_aucs(high, low)
-    levels = np.cumsum(weights)
-    null = {p: float(values[min(np.searchsorted(levels, p / 100), values.size - 1)]) for p in PERCENTILES}
+    reached = np.cumsum(weights)
+    null = values[np.minimum(np.searchsorted(reached, LEVELS), values.size - 1)]
     return AucSpread(
         quantiles={p: float(np.quantile(usable, p / 100)) for p in PERCENTILES},
-        null_quantiles=null,
+        null_quantiles={p: float(null[p]) for p in PERCENTILES},
         above=float(np.mean(usable > ABOVE)),
         null_above=float(weights[values > ABOVE].sum()),
         samples=usable.size,
+        curve=np.quantile(usable, LEVELS, method="inverted_cdf"),
+        null_curve=null,
     )
 
 

@@ -333,7 +333,10 @@ def _per_sample(forgotten: np.ndarray, retrained: np.ndarray, samples: np.ndarra
     one half of the pairs and confirmed on the other, and those forgotten further than retraining forgets.
     """
     spread = exposed.auc_spread(forgotten, retrained)
-    columns: dict[str, Any] = {}
+    columns: dict[str, Any] = {
+        "sample_auc_quantiles": spread.curve,
+        "sample_auc_null_quantiles": spread.null_curve,
+    }
     for percentile in exposed.PERCENTILES:
         columns[f"sample_auc_p{percentile}"] = spread.quantiles[percentile]
         columns[f"sample_auc_null_p{percentile}"] = spread.null_quantiles[percentile]

@@ -141,7 +141,11 @@ def status(results: Results = "results", as_json: Json = False) -> None:
 def report(
     results: Results = "results",
     format: Annotated[
-        str, typer.Option(metavar="html|md|csv|latex|json", help="form of the report")
+        str,
+        typer.Option(
+            metavar="html|md|csv|latex|json|parquet|card",
+            help="form of the report; card: the audit cards alone, as JSON",
+        ),
     ] = "html",
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="file to write; - for standard output")
@@ -156,13 +160,17 @@ def report(
             f"--format {format}: unknown.{nearest(format, reports.FORMATS)}"
             f" Allowed: {', '.join(reports.FORMATS)}."
         )
-    text = reports.render(Store.open(results), format)
     target = out or ("report.html" if format == "html" else "-")
+    if target == "-" and format == "parquet" and sys.stdout.isatty():
+        raise UserError("--format parquet: binary, not for a terminal. Name a file with --out FILE.")
+    content = reports.render(Store.open(results), format)
+    data = content if isinstance(content, bytes) else content.encode()
     if target == "-":
-        print(text)
+        sys.stdout.buffer.write(data if isinstance(content, bytes) else data + b"\n")
+        sys.stdout.buffer.flush()
         return
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    Path(target).write_text(text, encoding="utf-8")
+    Path(target).write_bytes(data)
     print(f"Wrote {target}.")
 
 

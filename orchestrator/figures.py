@@ -1,4 +1,4 @@
-"""The figures of the HTML report as plotly JSON: ROC curves on log axes, and utility against leakage.
+"""The figures of the HTML report as plotly JSON: ROC curves, AUC sample by sample, utility against leakage.
 
 They are written without plotly's Python objects: a figure is data and a layout. Colours of text and grid are
 set in the page, where light or dark is known.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import html
 import json
-import math
+from collections.abc import Sequence
 from typing import Any
 
+from orchestrator import figures_roc
+from orchestrator.figures_roc import RESOLVED, Curve, Figure, Style, thin
 from orchestrator.report_audit import COMPARISONS
 from orchestrator.report_rows import LEAKAGE, CellReport, Entry
 
@@ -19,17 +21,27 @@ from orchestrator.report_rows import LEAKAGE, CellReport, Entry
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("solid", "dash", "dot")
 SYMBOLS = ("circle", "square", "diamond")
+NULL = ("#7d7d7d", "dash", "")
 REFERENCES = {"base": ("#7d7d7d", "dashdot", "x"), "retrain": ("#7d7d7d", "solid", "star")}
 NAMES = {
     "forgotten_vs_retrained": "forgotten vs retrained",
     "forgotten_vs_never": "forgotten vs never seen",
     "fingerprint": "fingerprint",
 }
-SMALLEST_FPR = 1e-5
-FEW = 6  # curves whose bands can be told apart; the bands of more are fainter
-RESOLVED = 10  # false positives behind the smallest rate worth reading
 
-Figure = dict[str, Any]
+ROC_NOTE = (
+    "Steps with pointwise 95 % bands; the dashed diagonal is guessing. In the shaded region fewer"
+    f" than {RESOLVED} false positives stand behind a rate."
+)
+PROBIT_NOTE = (
+    "The same rates at Φ⁻¹: two Gaussian worlds give a straight line. No test against μ-GDP lies above"
+    " TPR = Φ(Φ⁻¹(FPR) + μ), the thin parallels; μ = 0 is guessing."
+)
+SAMPLES_NOTE = (
+    "Share of samples whose own AUC, over the pairs, is at most x. Where nothing leaks a curve lies on the"
+    " dashed one, noise alone; samples that leak bend it to the right, those forgotten further than"
+    " retraining forgets to the left."
+)
 
 
 def plotly_js() -> str:
@@ -43,15 +55,18 @@ def of_cell(cell: CellReport) -> list[dict[str, Any]]:
     """The figures of a cell: title, note, and named views as JSON that is safe inside a script element."""
     styles = _styles(cell.entries)
     found = []
-    if views := [(NAMES[name], roc) for name in COMPARISONS if (roc := _roc(cell.entries, styles, name))]:
-        note = (
-            "Steps with pointwise 95 % bands; the dashed diagonal is guessing. In the shaded region fewer"
-            f" than {RESOLVED} false positives stand behind a rate."
-        )
-        found.append(_packed("roc", "ROC of U-LiRA", note, views))
+    curves = {name: _curves(cell.entries, styles, name) for name in COMPARISONS}
+    audited = [name for name in COMPARISONS if curves[name]]
+    if audited:
+        views = [(NAMES[name], figures_roc.log_log(curves[name])) for name in audited]
+        found.append(_packed("roc", "ROC of U-LiRA", ROC_NOTE, views))
+        views = [(NAMES[name], figures_roc.probit(curves[name])) for name in audited]
+        found.append(_packed("probit", "ROC of U-LiRA, probit axes", PROBIT_NOTE, views))
+    if samples := _samples(cell.entries, styles):
+        found.append(_packed("samples", "Leakage sample by sample", SAMPLES_NOTE, [("", samples)]))
     if scatter := _scatter(cell.entries, styles):
         note = "Dotted lines: retraining. A method should lie where they cross. Bars are 95 % intervals."
-        found.append(_packed("scatter", "Utility against leakage", note, [("all", scatter)]))
+        found.append(_packed("scatter", "Utility against leakage", note, [("", scatter)]))
     return found
 
 
@@ -61,7 +76,16 @@ def _packed(kind: str, title: str, note: str, views: list[tuple[str, Figure]]) -
     return {"kind": kind, "title": title, "note": note, "views": [name for name, _ in views], "json": safe}
 
 
-def _styles(entries: list[Entry]) -> list[tuple[str, str, str]]:
+def _curves(entries: list[Entry], styles: list[Style], comparison: str) -> list[Curve]:
+    """Label, style and row of audits of each entry that has the comparison."""
+    return [
+        (entry.row["label"], style, entry.curves[comparison])
+        for entry, style in zip(entries, styles, strict=True)
+        if entry.curves.get(comparison, {}).get("roc_fpr") is not None
+    ]
+
+
+def _styles(entries: list[Entry]) -> list[Style]:
     """Colour, dash and symbol of each entry: references grey, methods by place in alphabetical order."""
     names = sorted((entry.row["method"], entry.row["label"]) for entry in entries)
     methods = [name for name in names if name[0] not in REFERENCES]
@@ -75,84 +99,54 @@ def _styles(entries: list[Entry]) -> list[tuple[str, str, str]]:
     return styles
 
 
-# ---- ROC ---------------------------------------------------------------------------------------------------
+# ---- sample by sample --------------------------------------------------------------------------------------
 
 
-def _roc(entries: list[Entry], styles: list[tuple[str, str, str]], comparison: str) -> Figure | None:
-    """One curve and band per entry that has the comparison, None if none has."""
-    curves = [
-        (entry.row["label"], style, entry.curves[comparison])
+def _samples(entries: list[Entry], styles: list[Style]) -> Figure | None:
+    """The empirical distribution of the per-sample AUC of each entry, and that of noise alone; None where no
+    row of audits has it.
+    """
+    found = [
+        (entry.row["label"], style, curve)
         for entry, style in zip(entries, styles, strict=True)
-        if entry.curves.get(comparison, {}).get("roc_fpr") is not None
+        if (curve := entry.curves.get(COMPARISONS[0], {})).get("sample_auc_quantiles") is not None
     ]
-    if not curves:
+    if not found:
         return None
-    sizes = [curve["n_negative"] for _, _, curve in curves]
-    floor = min(max(1 / max(sizes), SMALLEST_FPR), 0.1)
-    resolved = min(RESOLVED / min(sizes), 1.0)
-    alpha = 0.13 if len(curves) <= FEW else 0.04
-    bands = [trace for label, style, curve in curves for trace in _band(label, style[0], curve, floor, alpha)]
-    lines = [_line(label, style, curve, floor) for label, style, curve in curves]
-    return {"data": bands + lines, "layout": _roc_layout(floor, resolved)}
-
-
-def _line(label: str, style: tuple[str, str, str], curve: dict[str, Any], floor: float) -> Figure:
-    x, y = _points(curve, "roc_tpr", floor)
+    nulls = dict.fromkeys(tuple(curve["sample_auc_null_quantiles"]) for _, _, curve in found)
+    noise = [_ecdf("noise alone", NULL, null) for null in nulls]  # one, if all rows have the same scores
+    for line in noise[1:]:
+        line["showlegend"] = False
+    lines = [_ecdf(label, style, curve["sample_auc_quantiles"]) for label, style, curve in found]
+    middle = {"type": "line", "x0": 0.5, "x1": 0.5, "yref": "paper", "y0": 0, "y1": 1}
     return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": x,
-        "y": [value if value > 0 else None for value in y],  # a log axis has no zero
-        "name": html.escape(label),
-        "meta": label,
-        "line": {"shape": "hv", "color": style[0], "dash": style[1], "width": 2},
-        "hovertemplate": "FPR %{x:.4f}, TPR %{y:.4f}",
+        "data": lines + noise,
+        "layout": {
+            "xaxis": {"title": {"text": "AUC of a sample, forgotten vs retrained"}, "range": [0, 1]},
+            "yaxis": {"title": {"text": "share of samples"}, "range": [0, 1.01], "tickformat": ".0%"},
+            "shapes": [middle | {"line": thin("dot"), "layer": "below"}],
+        },
     }
 
 
-def _band(label: str, color: str, curve: dict[str, Any], floor: float, alpha: float) -> list[Figure]:
-    common = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "showlegend": False}
-    common |= {"meta": label, "line": {"shape": "hv", "width": 0, "color": color}}
-    ends = []
-    for name in ("roc_low", "roc_high"):
-        x, y = _points(curve, name, floor)
-        ends.append({**common, "x": x, "y": [max(value, floor) for value in y]})
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    ends[1] |= {"fill": "tonexty", "fillcolor": f"rgba({red},{green},{blue},{alpha})"}
-    return ends
-
-
-def _points(curve: dict[str, Any], name: str, floor: float) -> tuple[list[float], list[float]]:
-    """The part of a curve right of the left end of the axis, four digits each."""
-    pairs = zip(curve["roc_fpr"], curve[name], strict=True)
-    kept = [(x, y) for x, y in pairs if x >= floor * 0.9 and math.isfinite(y)]
-    return [_short(x) for x, _ in kept], [_short(y) for _, y in kept]
-
-
-def _roc_layout(floor: float, resolved: float) -> Figure:
-    span = [math.log10(floor), 0.02]
-    axis = {"type": "log", "range": span, "dtick": 1, "exponentformat": "power"}
-    whole = {"yref": "paper", "y0": 0, "y1": 1}
-    shapes = [
-        {"type": "rect", "x0": floor, "x1": resolved, **whole, "fillcolor": "rgba(128,128,128,0.14)"}
-        | {"line": {"width": 0}, "layer": "below"},
-        {"type": "line", "x0": resolved, "x1": resolved, **whole, "line": _thin("dot")},
-        {"type": "line", "x0": floor, "x1": 1, "y0": floor, "y1": 1, "line": _thin("dash")},
-    ]
-    label = {"text": f"10/n₀ = {resolved:.2g}", "x": math.log10(resolved), "y": 0.02, "yref": "paper"}
-    label |= {"xanchor": "left" if resolved < 0.1 else "right", "yanchor": "bottom", "showarrow": False}
+def _ecdf(label: str, style: Style, quantiles: Sequence[float]) -> Figure:
+    """Steps through the 0 %, 1 %, … 100 % quantiles: within 1 % of the whole distribution."""
     return {
-        "xaxis": {**axis, "title": {"text": "false-positive rate"}},
-        "yaxis": {**axis, "title": {"text": "true-positive rate"}},
-        "shapes": shapes,
-        "annotations": [label | {"font": {"size": 11}}],
+        "type": "scatter",
+        "mode": "lines",
+        "x": [float(f"{value:.4g}") for value in quantiles],
+        "y": [place / (len(quantiles) - 1) for place in range(len(quantiles))],
+        "name": html.escape(label),
+        "meta": label,
+        "line": {"shape": "hv", "color": style[0], "dash": style[1], "width": 2},
+        "hovertemplate": "%{y:.0%} of the samples have an AUC ≤ %{x:.3f}",
     }
 
 
 # ---- utility against leakage -------------------------------------------------------------------------------
 
 
-def _scatter(entries: list[Entry], styles: list[tuple[str, str, str]]) -> Figure | None:
+def _scatter(entries: list[Entry], styles: list[Style]) -> Figure | None:
     """TA against the AUC (Indisc in a cell without audit), None where no entry has both."""
     audited = any(entry.row[LEAKAGE] is not None for entry in entries)
     key = LEAKAGE if audited else "indisc"
@@ -176,12 +170,12 @@ def _scatter(entries: list[Entry], styles: list[tuple[str, str, str]]) -> Figure
         "layout": {
             "xaxis": {"title": {"text": "test accuracy (TA)"}},
             "yaxis": {"title": {"text": name}},
-            "shapes": [shape | {"line": _thin("dot"), "layer": "below"} for shape in shapes],
+            "shapes": [shape | {"line": thin("dot"), "layer": "below"} for shape in shapes],
         },
     }
 
 
-def _point(row: dict[str, Any], key: str, style: tuple[str, str, str]) -> Figure:
+def _point(row: dict[str, Any], key: str, style: Style) -> Figure:
     color, _, symbol = style
     return {
         "type": "scatter",
@@ -203,11 +197,3 @@ def _bar(row: dict[str, Any], key: str, color: str) -> Figure:
         return {"visible": False}
     ends = {"array": [high - row[key]], "arrayminus": [row[key] - low]}
     return {"type": "data", "symmetric": False, **ends, "color": color, "thickness": 1.2, "width": 4}
-
-
-def _thin(dash: str) -> Figure:
-    return {"width": 1, "dash": dash, "color": "#8a8a8a"}
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")

@@ -39,8 +39,10 @@ def comparisons(curves: Curves) -> dict[str, Any]:
         for alpha in ("1pct", "01pct"):
             columns[f"fpr_{comparison}_at_{alpha}"] = finite(found.get(f"fpr_at_{alpha}"))
             columns[f"false_positives_{comparison}_at_{alpha}"] = found.get(f"false_positives_at_{alpha}")
-        columns[f"n_positive_{comparison}"] = found.get("n_positive")
-        columns[f"n_negative_{comparison}"] = found.get("n_negative")
+        for name in ("n_positive", "n_negative", "collapsed"):
+            columns[f"{name}_{comparison}"] = found.get(name)
+        for name in ("nu0_positive", "nu0_negative"):  # null where infinite: all variances are alike
+            columns[f"{name}_{comparison}"] = finite(found.get(name))
     return columns
 
 
@@ -71,6 +73,12 @@ def per_sample(curves: Curves) -> dict[str, Any]:
     """The per-sample columns of forgotten against retrained; null where it was not audited."""
     row = curves.get("forgotten_vs_retrained", {})
     return {name: row.get(name) for name in PER_SAMPLE}
+
+
+def exposed_ids(curves: Curves) -> list[int]:
+    """Ids of the samples confirmed as exposed, most exposed first; empty where none is or it is not known."""
+    ids = curves.get("forgotten_vs_retrained", {}).get("exposed_ids")
+    return [] if ids is None else [int(sample) for sample in ids]
 
 
 def finite(value: Any) -> float | None:

@@ -20,7 +20,7 @@ import numpy as np
 from attacks import population_loss, ulira
 from orchestrator import audit, catalogue, plans, report_attacks, report_audit
 from orchestrator.audit import Reader, Row, rows_of
-from orchestrator.keys import canonical
+from orchestrator.keys import canonical, digest
 from orchestrator.plan import PLAIN, Cell, Key
 from orchestrator.report_audit import Values, finite, interval
 from orchestrator.store import Store
@@ -29,7 +29,11 @@ from workers.designs import FORGET, RETAIN
 LEAKAGE = "auc_forgotten_vs_retrained"
 MEASURED = ("ra", "fa", "va", "ta", "ef", "ar", "wall_s", "prepaid_s")
 SEEDED = (*MEASURED, "ret_dev", "ret_dev_own", "indisc", "rte", "utility_price")
-LEDGER = (*MEASURED, "kind", "status", "reason", "warnings", "log", "device", "commit", "versions")
+LEDGER = (
+    *MEASURED,
+    *("kind", "status", "reason", "warnings", "log", "device", "commit", "versions"),
+    *("dataset_sha256", "weights_sha256"),
+)
 UTILITY_MARGIN = 0.1  # a method whose TA is further below that of retraining has lost its utility
 UTILITY_LOST, OVER_FORGETS = "utility lost", "over-forgetting leaks too"
 
@@ -73,6 +77,7 @@ class Report:
 
     cells: list[CellReport]
     provenance: dict[str, Any]
+    runs: dict[str, dict[str, Any]]  # task id -> what the ledger says of it
 
 
 def collect(store: Store) -> Report:
@@ -82,7 +87,7 @@ def collect(store: Store) -> Report:
     for found in audit.current(store, cells):
         audits.setdefault(_identity(found), []).append(found)
     reports = [_cell_report(ledger, cell, audits) for cell in cells]
-    return Report(reports, _provenance(store, ledger))
+    return Report(reports, _provenance(store, ledger), ledger.runs)
 
 
 class Ledger:
@@ -340,10 +345,17 @@ def _provenance(store: Store, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _plan_facts(facts: dict[str, Any]) -> dict[str, str]:
+def _plan_facts(facts: dict[str, Any]) -> dict[str, Any]:
     at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(float(facts["created_at"])))
     command = without_secrets(shlex.join(["lethe", *facts["command"][1:]]))
-    return {"command": command, "commit": str(facts["commit"]), "created_at": at}
+    cells = {"hash": digest(facts["cells"]), "cells": [cell["id"] for cell in facts["cells"]]}
+    return {
+        "command": command,
+        "commit": str(facts["commit"]),
+        "created_at": at,
+        "grid": facts["grid"],
+        **cells,
+    }
 
 
 def without_secrets(text: str) -> str:

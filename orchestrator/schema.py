@@ -266,6 +266,15 @@ AUDITS = (
         )
     ),
     Column(
+        "sample_auc_quantiles",
+        pa.list_(_f32),
+        "fraction",
+        "0 %, 1 %, … 100 % quantiles of the per-sample AUC over samples; null in rows of older audits",
+    ),
+    Column(
+        "sample_auc_null_quantiles", pa.list_(_f32), "fraction", "the same if nothing leaked, by noise alone"
+    ),
+    Column(
         "exposed_found",
         _i64,
         "",

@@ -109,6 +109,30 @@ def test_counting_samples_above_a_level_reads_twice_the_truth():
     assert spread.quantiles[99] > spread.null_quantiles[99] + 0.1
 
 
+@settings(max_examples=20, deadline=None)
+@given(SEEDS, st.integers(2, 6), st.integers(1, 300))
+def test_the_curve_is_the_distribution_to_one_percent(seed, k, n):
+    rng = np.random.default_rng(seed)
+    x, y = np.round(rng.normal(0.5, 1, (2, k, n)), 1)
+    x[:, 0] = np.nan if n > 1 else x[:, 0]
+    area, curve = pair_auc(x, y), auc_spread(x, y).curve
+    area = area[~np.isnan(area)]
+    assert curve.shape == (101,) and curve[0] == area.min() and curve[100] == area.max()
+    for percent, value in enumerate(curve):
+        assert np.mean(area < value) <= percent / 100 + 1e-12
+        assert np.mean(area <= value) >= percent / 100 - 1e-12
+
+
+def test_the_null_curve_by_hand():
+    """Of two and two scores, U = 0..4 has probability 1, 1, 2, 1, 1 in six."""
+    x, y = np.random.default_rng(0).normal(size=(2, 2, 50))
+    curve = auc_spread(x, y).null_curve
+    assert [curve[p] for p in (0, 16, 17, 33, 34, 66, 67, 83, 84, 100)] == [
+        *(0.0, 0.0, 0.25, 0.25, 0.5),
+        *(0.5, 0.75, 0.75, 1.0, 1.0),
+    ]
+
+
 def test_false_discoveries_are_controlled_in_the_published_example():
     """Published: 375 found, 16 of them false, at 5 %. The number found varies with the sizes of the leaks."""
     forgotten, reference, shift = planted()

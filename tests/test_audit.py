@@ -275,12 +275,14 @@ def test_per_sample_figures_stand_with_forgotten_against_retrained(store: Store)
     (row,) = written(store, kind="base", comparison="forgotten_vs_retrained")
     spread = exposed.auc_spread(forgotten, retrained)
     assert row["sample_auc_p95"] == spread.quantiles[95] > spread.null_quantiles[50]
+    assert row["sample_auc_quantiles"] == spread.curve.astype(np.float32).tolist()
+    assert row["sample_auc_null_quantiles"] == spread.null_curve.astype(np.float32).tolist()
     assert row["streisand"] == exposed.streisand(forgotten, retrained).share
     found = exposed.exposed(forgotten, retrained)
     assert row["exposed_ids"] == list(design.audited[found.confirmed]) and len(found.found) == 0
     assert row["exposed_found"] is row["exposed_confirmed"] is None, "four pairs cannot single out a sample"
     others = written(store, kind="base", comparison="fingerprint")
-    assert [(r["streisand"], r["exposed_ids"]) for r in others] == [(None, None)]
+    assert [(r["streisand"], r["exposed_ids"], r["sample_auc_quantiles"]) for r in others] == [(None,) * 3]
 
 
 def test_no_exposed_sample_is_a_finding_only_where_one_could_be_found() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shlex
 import subprocess
 import sys
@@ -179,6 +180,30 @@ def test_run_status_and_resume(lethe: Lethe, write_grid: WriteGrid) -> None:
     text = overview.run_text(rest, str(grid), "results")
     assert "All 3 tasks are done (1 in this run" in text and "lethe report --results results" in text
     assert json.loads(lethe("plan", grid, "--json").stdout)["done"] == 3
+
+
+def test_parquet_goes_to_a_file_or_a_pipe_but_not_to_a_terminal(lethe: Lethe, results: Path) -> None:
+    here, terminal = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "report",
+        "--format",
+        "parquet",
+        "--results",
+        str(results),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, stdout=terminal, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(terminal)
+    os.close(here)
+    assert done.returncode == 2
+    assert done.stderr == "--format parquet: binary, not for a terminal. Name a file with --out FILE.\n"
+    piped = subprocess.run(command, capture_output=True, check=True, env=environment).stdout
+    written = lethe("report", "--format", "parquet", "--results", results, "--out", "rows.parquet")
+    assert written.stdout == "Wrote rows.parquet.\n"
+    assert piped == (results.parent / "rows.parquet").read_bytes() and piped.startswith(b"PAR1")
 
 
 def test_status_names_failures_with_their_log(lethe: Lethe, results: Path) -> None:

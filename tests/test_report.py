@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from orchestrator import audit, plans, report, report_audit, report_rows
@@ -296,6 +297,8 @@ def test_an_empty_store_renders_in_every_form(tmp_path: Path) -> None:
     store = Store.create(str(tmp_path))
     assert json.loads(render(store, "json")) == []
     assert render(store, "csv") == ""
+    assert json.loads(render(store, "card")) == []
+    assert pq.read_table(io.BytesIO(render(store, "parquet"))).num_rows == 0
     for format in ("html", "md", "latex"):
         assert render(store, format)
     assert "plotly" not in render(store, "html")
@@ -424,6 +427,35 @@ def test_csv_has_the_rows_of_json(made: Synthetic) -> None:
     assert json.loads(table[2]["hyperparameters"]) == {"epochs": 5}
 
 
+def test_parquet_has_the_rows_of_csv_with_types(made: Synthetic) -> None:
+    made.run("c1-finetune-1", "unlearn", method="finetune", status="oom", attempt=2)
+    content = render(made.store, "parquet")
+    assert isinstance(content, bytes)
+    table = pq.read_table(io.BytesIO(content))
+    assert table.to_pylist() == [report_rows.flat(row) for row in made.rows()]
+    types = {name: str(table.schema.field(name).type) for name in ("label", "n", "ta", "rte_low", "failed")}
+    assert types == {"label": "string", "n": "int64", "ta": "double", "rte_low": "double", "failed": "string"}
+    assert not any(str(field.type) == "null" for field in table.schema), "unknown numbers are numbers"
+    assert json.loads(table["failed"][2].as_py()) == {"oom": 1}
+
+
+def test_exposed_samples_are_listed_up_to_two_hundred(
+    made: Synthetic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curve = {"attack": "ulira", "comparison": "forgotten_vs_retrained", "pairs": 18, "auc": 0.6}
+    curve |= {"n_negative": 1000, "n_positive": 1000, "samples": 500, "missing": 0}
+    curve |= {"exposed_confirmed": 1234, "exposed_ids": list(range(5000, 6234))}
+    monkeypatch.setattr(audit, "current", _with(audit.current, curve))
+    page = render(made.store, "html")
+    shown = page.partition('<p class="ids">')[2].partition("</p>")[0]
+    assert shown == f"{', '.join(map(str, range(5000, 5200)))} … the first 200 of 1,234"
+    assert "<summary>FT: 1,234</summary>" in page and page.count('<details class="fold exposed">') == 1
+
+
+def test_a_cell_in_which_no_sample_could_be_singled_out_lists_none(made: Synthetic) -> None:
+    assert "Exposed samples" not in render(made.store, "html")
+
+
 def test_markdown_and_latex_have_one_table_per_cell(made: Synthetic) -> None:
     other = replace(make_cell("finetune", name="c2"), architecture="vit_tiny")
     made.remember(other)
@@ -461,6 +493,7 @@ def test_every_json_row_has_the_columns_scripts_rely_on(made: Synthetic) -> None
         names += [f"auc_{c}{end}" for end in ("", "_low", "_high")] + [f"n_positive_{c}"]
         names += [f"tpr_{c}_at_{a}{end}" for a in ("1pct", "01pct") for end in ("", "_low", "_high")]
         names += [f"fpr_{c}_at_{a}" for a in ("1pct", "01pct")] + [f"balanced_accuracy_{c}"]
+        names += [f"{name}_{c}" for name in ("n_negative", "nu0_positive", "nu0_negative", "collapsed")]
     for row in made.rows():
         assert set(names) <= row.keys()
 
@@ -477,8 +510,8 @@ def test_the_curves_start_where_rates_can_be_resolved(
     (cell,) = report_rows.collect(made.store).cells
     from orchestrator.figures import of_cell
 
-    roc, scatter = of_cell(cell)
-    assert (roc["kind"], scatter["kind"]) == ("roc", "scatter")
+    roc, probit, scatter = of_cell(cell)
+    assert [figure["kind"] for figure in (roc, probit, scatter)] == ["roc", "probit", "scatter"]
     (figure,) = json.loads(roc["json"])
     low, high, line = figure["data"]
     assert line["x"] == [1e-3, 1e-2, 0.1, 1.0] and line["y"] == [None, 0.1, 0.4, 1]
