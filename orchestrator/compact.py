@@ -252,7 +252,8 @@ class _Scores:
         table = self._part(name, None, chunks)
         if table is None:
             raise _DamagedPage(name)
-        return table.filter(self.ledger.kept(table))
+        kept = self.ledger.kept(table)
+        return table if pc.all(kept).as_py() else table.filter(kept)
 
 
 # ---- the manifest ----------------------------------------------------------------------------------------

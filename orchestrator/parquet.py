@@ -78,7 +78,8 @@ def read(parquet: pq.ParquetFile, wanted: pa.Schema, chunks: Collection[int] | N
     """The wanted columns, null where the file has none; of `scores` the rows of these chunks, for which no
     other row group is read.
     """
-    there = [name for name in wanted.names if name in parquet.schema_arrow.names]
+    known = parquet.schema_arrow.names
+    there = [name for name in wanted.names if name in known]
     if chunks is None:
         return filled(parquet.read(columns=there), wanted)
     groups = [i for i in range(parquet.num_row_groups) if _may_hold(parquet.metadata.row_group(i), chunks)]

@@ -29,6 +29,7 @@ from orchestrator.store import Store, score_folder, score_rows
 from tests.conftest import Lethe, grid_data, results_table
 
 ONE, OTHER = (score_folder("digits", "cnn_small", "unlearn", name) for name in ("finetune", "salun"))
+COLUMNS = ("phi", "correct", "entropy")
 SAMPLES = 9000  # three chunks
 DAY = "0000000000000{}-x"
 
@@ -90,7 +91,7 @@ def content(uri: str | Store) -> dict[str, Any]:
     values = {
         (folder, column, task, view): array.tobytes()
         for folder in (ONE, OTHER)
-        for column in ("phi", "correct", "entropy", "modified_entropy")
+        for column in COLUMNS
         for task, views in store.views(runs, folder, column).items()
         for view, array in enumerate(views)
     }
