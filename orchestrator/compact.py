@@ -29,7 +29,7 @@ from orchestrator.errors import UserError
 from orchestrator.store import Store, new_part, score_facts
 
 MANIFEST = "manifest.json"
-ROWS_AT_ONCE = 16_384  # of scores in memory, up to 32 KiB each
+ROWS_AT_ONCE = 16_384  # of scores in memory, up to 32 KiB each, besides those of one part
 TABLES = ("runs", "designs", "samples", "audits", "scores")
 INDEX = ("task_id", "part", "view", "chunk")
 
@@ -72,10 +72,11 @@ def compact(store: Store, precision: str = "float32", beat: Callable[[], None] =
             merge = _Scores(store, ledger, precision, beat, done) if table == "scores" else _rows
             new = merge(store, folder, names)
             if new is not None:
-                _settle(store, manifest, table, new)
+                _settle(store, manifest, folder, new)
             beat()
     manifest.files = {name: facts for name, facts in manifest.files.items() if store.exists(name)}
-    manifest.add(store, [name for table in TABLES for name in store.held(table)])
+    whole = [name for table in TABLES for name in store.held(table) if name not in store.damaged]
+    manifest.add(store, whole)
     done.files_after, done.bytes_after = _size(store)
     done.damaged = list(store.damaged)
     return done
@@ -112,9 +113,9 @@ def _size(store: Store) -> tuple[int, int]:
     return len(names), sum(info.size for info in infos)
 
 
-def _settle(store: Store, manifest: Manifest, table: str, *new: str) -> None:
-    """Put new files of a table into the manifest, take those out that were merged, then delete these."""
-    gone = store.leftovers(table)
+def _settle(store: Store, manifest: Manifest, folder: str, *new: str) -> None:
+    """Put new files of a folder into the manifest, take those out that were merged, then delete these."""
+    gone = store.leftovers(folder)
     manifest.files = {name: facts for name, facts in manifest.files.items() if name not in gone}
     if new or gone:
         manifest.add(store, new)

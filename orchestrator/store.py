@@ -171,10 +171,10 @@ class Store:
         found, merged = self._listed(folder)
         return {name: parts for name, parts in found.items() if name not in merged}
 
-    def leftovers(self, table: str) -> list[str]:
-        """Files of a table that nobody reads: merged into others, or cut off while they were written."""
-        merged = self._listed(table)[1]
-        return [*(name for name in self.files(table) if name in merged), *self.files(table, ".tmp")]
+    def leftovers(self, folder: str) -> list[str]:
+        """Files below a folder that nobody reads: merged into others, or cut off while they were written."""
+        merged = self._listed(folder)[1]
+        return [*(name for name in self.files(folder) if name in merged), *self.files(folder, ".tmp")]
 
     def _listed(self, folder: str) -> tuple[dict[str, set[str]], set[str]]:
         """All files below a folder with the parts they hold, and which of them were merged into others."""
