@@ -1,4 +1,6 @@
-"""lethe: plan, run, status, report, list, audit, prepare, bench, doctor. Parses and prints, nothing else."""
+"""lethe: plan, run, status, report, list, audit, store, prepare, bench, doctor. Parses and prints, nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,8 @@ app = typer.Typer(
     help="Machine-unlearning benchmarks: one grid file in, one audited table out.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+store_app = typer.Typer(no_args_is_help=True, help="Look after a results folder.")
+app.add_typer(store_app, name="store")
 
 GridFile = Annotated[str, typer.Argument(metavar="GRID", help="the grid, a YAML file")]
 Results = Annotated[
@@ -212,6 +216,54 @@ def audit(
     print(json.dumps(found) if as_json else audit_file.as_text(found))
 
 
+@store_app.command()
+def compact(
+    results: Results = "results",
+    precision: Annotated[
+        str, typer.Option(metavar="float32|float16", help="of φ; float16 is an archive: it rounds for good")
+    ] = "float32",
+) -> None:
+    """Merge the many small files of a results folder and write manifest.json. Calling it again finishes.
+
+    Scores become sample-major: one chunk of samples of all models is read without the others.
+    """
+    from orchestrator import compact as compaction
+    from orchestrator.lock import Lock
+    from orchestrator.parquet import PRECISIONS
+    from orchestrator.store import Store
+
+    if precision not in PRECISIONS:
+        hint = nearest(precision, PRECISIONS)
+        raise UserError(f"--precision {precision}: unknown.{hint} Allowed: {', '.join(PRECISIONS)}.")
+    opened = Store.open(results)
+    with Lock(opened) as lock:
+        done = compaction.compact(opened, precision, lock.beat)
+    print(compaction.as_text(done))
+
+
+@store_app.command()
+def verify(results: Results = "results") -> None:
+    """Compare the files of the last compaction with manifest.json. Exit code 1: some differ or are gone."""
+    from orchestrator import compact as compaction
+    from orchestrator.store import Store
+
+    count, problems = compaction.verify(Store.open(results))
+    print("\n".join([*problems, f"{count - len(problems):,} of {count:,} files are as they were written."]))
+    raise typer.Exit(1 if problems else 0)
+
+
+@store_app.command()
+def suffstats(results: Results = "results") -> None:
+    """Write the table suffstats: count, mean and moments of φ per sample and world, for attacks elsewhere."""
+    from orchestrator import suffstats as statistics
+    from orchestrator.lock import Lock
+    from orchestrator.store import Store
+
+    opened = Store.open(results)
+    with Lock(opened) as lock:
+        print(statistics.as_text(statistics.write(opened, lock.beat)))
+
+
 @app.command()
 def prepare(
     datasets: Annotated[list[str], typer.Argument(metavar="DATASET…")],
@@ -238,14 +290,23 @@ def prepare(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(metavar="attack", help="what to measure")],
+    what: Annotated[str, typer.Argument(metavar="attack|store", help="what to measure")],
     as_json: Json = False,
     samples: Annotated[int, typer.Option(min=100, help="samples of the simulated cell")] = 60_000,
     device: Annotated[str, typer.Option(help="numpy, or torch on the cpu or on cuda")] = "numpy",
 ) -> None:
-    """Measure a claim about speed, as a ratio to a plain implementation in the same run."""
-    if what != "attack":
-        raise UserError(f"bench {what}: unknown. Allowed: attack.")
+    """attack: speed as a ratio to a plain loop in the same run. store: bytes and seconds of stored scores."""
+    if what not in ("attack", "store"):
+        raise UserError(f"bench {what}: unknown. Allowed: attack, store.")
+    from dataclasses import asdict
+
+    if what == "store":
+        from orchestrator import bench_store
+
+        measured = bench_store.store(samples=samples)
+        print(json.dumps(asdict(measured)) if as_json else bench_store.as_text(measured))
+        return
+
     from orchestrator import bench as benches
 
     found = benches.attack(samples=samples, device=device)

@@ -80,6 +80,7 @@ class Audit(Strict):
     forget_sets: int = Field(5, ge=1, le=1000)
     retrains: int | None = Field(None, ge=1, le=1000)  # per base, of its first forget sets
     views: Literal["strong"] | None = None  # each sample also scored moved by a pixel
+    columns: list[Literal["entropy", "modified_entropy"]] = []  # scores stored beside φ
     training: Training = Training()
 
     @property

@@ -198,7 +198,7 @@ def list_text(kind: str, facts: list[dict[str, Any]]) -> str:
     """One line per item, and one for each of its parameters."""
     if kind == "columns":
         return "\n".join(
-            f"{row['table']:<8} {row['name']:<24} {row['type']:<18} {row['unit']:<9} {row['meaning']}"
+            f"{row['table']:<9} {row['name']:<24} {row['type']:<18} {row['unit']:<9} {row['meaning']}"
             for row in facts
         )
     lines = []

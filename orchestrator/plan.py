@@ -188,6 +188,9 @@ class _Builder:
         }
         self.recipes = {track: grid.recipe(dataset, architecture, track) for track in TRACKS}
         self.methods = {choice.name: _with_defaults("methods", choice) for choice in grid.methods}
+        audit = grid.audit  # scored beyond φ of the image as it is, on the audit track
+        further = {"views": audit.views, "columns": sorted(set(audit.columns)) or None} if audit else {}
+        self.scored = present(further)
 
     def add(self, spec: dict[str, Any]) -> str:
         task = Task(digest(spec), spec)
@@ -268,8 +271,8 @@ class _Builder:
         """Add the base of one place and training recipe, and everything that starts from its members."""
         names = (self.dataset, self.architecture, place.track, place.seed)
         recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
-        views = self.grid.audit.views if self.grid.audit and not place.fixed else None
-        common = {**self.common, **present({"views": views}), "members": place.members, "seed": place.seed}
+        scored = {} if place.fixed else self.scored
+        common = {**self.common, **scored, "members": place.members, "seed": place.seed}
         codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
         seeds = {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
         base = self.add({**common, "kind": "base", "training": recipe, "seeds": seeds})

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 CHUNK = 4096  # φ values in one row of `scores`
+PHI = "phi = z_y - logsumexp of the logits of the other classes, eval mode, computed in float32"
 
 # Every way a task can end. All but 'done' are failures, each with a reason and a log.
 STATUSES = ("done", "oom", "diverged", "timeout", "bug", "lost_worker", "skipped")
@@ -26,7 +27,7 @@ class Column:
     meaning: str
 
 
-_text, _f32, _f64 = pa.string(), pa.float32(), pa.float64()
+_text, _f16, _f32, _f64 = pa.string(), pa.float16(), pa.float32(), pa.float64()
 _i8, _i16, _i32, _i64 = pa.int8(), pa.int16(), pa.int32(), pa.int64()
 
 RUNS = (
@@ -122,6 +123,16 @@ SCORES = (
         pa.list_(pa.bool_()),
         "",
         "whether the largest logit is the true class, same order; view 0 only",
+    ),
+    Column(
+        "entropy", pa.list_(_f16), "nats", "entropy of the prediction, same order; view 0 of grids that ask"
+    ),
+    Column("modified_entropy", pa.list_(_f16), "nats", "modified entropy (arXiv:2003.10595), as entropy"),
+    Column(
+        "part",
+        _text,
+        "",
+        "name of the write the row came in, as in runs; null in the file of that name: no compaction yet",
     ),
 )
 
@@ -294,7 +305,33 @@ AUDITS = (
     Column("roc_high", pa.list_(_f64), "fraction", "upper end"),
 )
 
-TABLES = {"runs": RUNS, "scores": SCORES, "samples": SAMPLES, "designs": DESIGNS, "audits": AUDITS}
+SUFFSTATS = (
+    Column("cell", _text, "", "as in audits"),
+    Column("dataset", _text, "", "name of the dataset"),
+    Column("architecture", _text, "", "name of the architecture"),
+    Column("forget", _text, "", "forget recipe with its parameters"),
+    Column("kind", _text, "", "base, retrain or unlearn"),
+    Column("method", _text, "", "name of the method; empty for base and retrain"),
+    Column("training", _text, "", "training recipe of the models, as in audits"),
+    Column("hyperparameters", _text, "", "JSON of the method's hyper-parameters; empty for base and retrain"),
+    Column("world", _text, "", "forgotten, never, retrained or retained: orchestrator/audit.py says which"),
+    Column("view", _i8, "", "as in scores"),
+    Column("sample_id", _i32, "", "the sample"),
+    Column("n", _i32, "", "scores φ of the sample in this world, one a pair of bases at most"),
+    Column("mean", _f64, "nats", "their mean; 0 if there are none"),
+    Column("m2", _f64, "nats²", "Σ(φ − mean)²; the variance is m2/(n − 1)"),
+    Column("m3", _f64, "nats³", "Σ(φ − mean)³"),
+    Column("m4", _f64, "nats⁴", "Σ(φ − mean)⁴"),
+)
+
+TABLES = {
+    "runs": RUNS,
+    "scores": SCORES,
+    "samples": SAMPLES,
+    "designs": DESIGNS,
+    "audits": AUDITS,
+    "suffstats": SUFFSTATS,
+}
 
 
 def arrow(table: str) -> pa.Schema:

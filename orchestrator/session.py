@@ -22,7 +22,7 @@ from orchestrator.lock import Lock
 from orchestrator.plan import Plan, Task
 from orchestrator.provenance import commit
 from orchestrator.schedule import FAILURES, Schedule
-from orchestrator.store import Store, new_part, score_folder, score_rows
+from orchestrator.store import Store, new_part, score_facts, score_folder, score_rows
 
 FLUSH_ROWS = 256
 LEDGER = ("task_id", "status", "attempt", "design", "part", "dataset", "architecture", "kind", "method")
@@ -147,7 +147,7 @@ class Session:
         if outcome is not None and outcome.scores is not None:
             folder = score_folder(row["dataset"], row["architecture"], row["kind"], row["method"])
             scores = outcome.scores
-            rows = score_rows(task.id, scores.phi, scores.correct, scores.views)
+            rows = score_rows(task.id, scores.phi, scores.correct, scores.views, scores.columns)
             self._scores.setdefault(folder, []).extend(rows)
         if outcome is not None and outcome.design and outcome.design["design"] not in self._designs:
             self._designs.add(outcome.design["design"])
@@ -174,13 +174,20 @@ class Session:
             if self._new_designs:
                 self.store.write_part("designs", self._new_designs, part)
             for folder, rows in self._scores.items():
-                self.store.write_part("scores", rows, part, folder)
+                self.store.write_part("scores", rows, part, folder, self._score_facts(rows))
             self.store.write_part("runs", [row | {"part": part} for row in self._rows], part)
             self._rows, self._scores, self._new_designs = [], {}, []
         for base in self._to_delete:
             self.store.delete_model(base)
         self._to_delete.clear()
         self.lock.beat()
+
+    def _score_facts(self, scores: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the metadata say of rows of scores of one folder that wait to be written."""
+        models = {row["task_id"] for row in scores}
+        made = [row for row in self._rows if row["task_id"] in models]
+        views = 1 + max(row["view"] for row in scores)
+        return score_facts(made[0]["dataset"], views, (row["versions"] for row in made))
 
     def load_datasets(self, load: Callable[[str], dict[str, Any]]) -> None:
         """Write the table samples of all datasets of the grid; nothing is written if one cannot be loaded."""

@@ -2,7 +2,8 @@
 
 A write of finished tasks is one *part*: scores first, then rows in `runs`, both in files of the part's name.
 A task is done when its row is durable; scores whose part has no rows belong to a write that was cut off and
-are ignored. Works on a local folder and, through pyarrow.fs, on s3:// and gs://.
+are ignored. Compaction (compact.py) merges parts into one file that names them, and files so named are left
+out from then on. Works on a local folder and, through pyarrow.fs, on s3:// and gs://.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from orchestrator import schema
+from orchestrator import atomic, catalogue, parquet, schema
 from orchestrator.errors import UserError
+from workers.views import views_of
 
 MARKER = "lethe.json"
 ASIDE = "aside"
@@ -119,24 +122,13 @@ class Store:
 
     def write(self, relative: str, data: bytes | pa.Buffer) -> None:
         """Write a file so that it is there whole and durable or not at all."""
+        with self.writing(relative) as file:
+            file.write(data)
+
+    def writing(self, relative: str) -> AbstractContextManager[Any]:
+        """A binary file to write into; it gets its name, whole and durable, when the block ends well."""
         target = self.path(relative)
-        if not self.local:
-            with self.fs.open_output_stream(target) as stream:  # an object store shows whole objects only
-                stream.write(data)
-            return
-        folder = os.path.dirname(target)
-        os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_folder(folder)
+        return atomic.local(target) if self.local else atomic.remote(self.fs, target)
 
     def delete(self, relative: str) -> None:
         if self.exists(relative):
@@ -153,46 +145,75 @@ class Store:
     # ---- tables -------------------------------------------------------------------------------------------
 
     def write_part(
-        self, table: str, rows: Sequence[dict[str, Any]] | pa.Table, part: str, folder: str = ""
+        self,
+        table: str,
+        rows: Sequence[dict[str, Any]] | pa.Table,
+        part: str,
+        folder: str = "",
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write rows as one Parquet file `<table>/<folder>/<part>.parquet`; columns left out are null."""
+        """Write rows as one Parquet file `<table>/<folder>/<part>.parquet`, columns left out null, with
+        `facts` in its metadata.
+        """
         arrow = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema.arrow(table))
-        sink = pa.BufferOutputStream()
-        floats = [
-            column.name for column in schema.TABLES[table] if column.type in (pa.float32(), pa.float64())
-        ]
-        phi = ["phi.list.element"] if table == "scores" else []
-        dictionary = [c.name for c in schema.TABLES[table] if c.type == pa.string()]
-        pq.write_table(
-            arrow,
-            sink,
-            compression="zstd",
-            use_dictionary=dictionary,
-            use_byte_stream_split=floats + phi,
+        arrow = arrow.replace_schema_metadata(
+            parquet.stamped(schema.arrow(table), dict(facts or {})).metadata
         )
+        sink = pa.BufferOutputStream()
+        pq.write_table(arrow, sink, **parquet.options(arrow.schema))
         self.write("/".join(filter(None, (table, folder, f"{part}.parquet"))), sink.getvalue())
+
+    def held(self, folder: str) -> dict[str, set[str]]:
+        """The Parquet files of a table, or below a folder of it, each with the parts whose rows it holds.
+
+        Files that a compaction has merged into another one are left out, though not deleted yet.
+        """
+        found, merged = self._listed(folder)
+        return {name: parts for name, parts in found.items() if name not in merged}
+
+    def leftovers(self, folder: str) -> list[str]:
+        """Files below a folder that nobody reads: merged into others, or cut off while they were written."""
+        merged = self._listed(folder)[1]
+        return [*(name for name in self.files(folder) if name in merged), *self.files(folder, ".tmp")]
+
+    def _listed(self, folder: str) -> tuple[dict[str, set[str]], set[str]]:
+        """All files below a folder with the parts they hold, and which of them were merged into others."""
+        found: dict[str, set[str]] = {}
+        merged: set[str] = set()
+        for name in self.files(folder):
+            place, _, file = name.rpartition("/")
+            if not file.startswith(parquet.COMPACT):
+                found[name] = {Path(file).stem}
+            elif (facts := self.facts(name)) is not None:
+                found[name] = set(facts.get("parts", ()))
+                merged |= {f"{place}/{other}" for other in facts.get("merged", ())}
+        return found, merged
 
     def read_table(self, table: str, columns: Sequence[str] | None = None, folder: str = "") -> pa.Table:
         """All rows of a table. Parts that are truncated or not ours are listed in `damaged`, not fatal."""
-        full = schema.arrow(table)
-        wanted = full if columns is None else pa.schema([full.field(name) for name in columns])
-        tables = [wanted.empty_table()]
-        for name in self.files("/".join(filter(None, (table, folder)))):
-            part = self._read_part(name, table, wanted)
-            if part is not None:
-                tables.append(part)
-        return pa.concat_tables(tables)
+        wanted = parquet.fields(table, columns)
+        names = self.held("/".join(filter(None, (table, folder))))
+        parts = [part for name in names if (part := self.read_part(name, wanted)) is not None]
+        return pa.concat_tables([wanted.empty_table(), *parts])
 
-    def _read_part(self, name: str, table: str, wanted: pa.Schema) -> pa.Table | None:
+    def read_part(
+        self, name: str, wanted: pa.Schema, chunks: Collection[int] | None = None
+    ) -> pa.Table | None:
+        """The wanted columns of one file, of `scores` the rows of some chunks; None if it is damaged."""
+        found: pa.Table | None = self._of_part(name, lambda file: parquet.read(file, wanted, chunks))
+        return found
+
+    def facts(self, name: str) -> dict[str, Any] | None:
+        """What the metadata of one file say beyond its schema; None if it is damaged."""
+        found: dict[str, Any] | None = self._of_part(name, parquet.facts_of)
+        return found
+
+    def _of_part(self, name: str, get: Callable[[pq.ParquetFile], Any]) -> Any:
+        """What `get` makes of one file; None, and a note in `damaged`, if that cannot be read."""
         try:
             with self.fs.open_input_file(self.path(name)) as file:
-                parquet = pq.ParquetFile(file)
-                metadata = parquet.schema_arrow.metadata or {}
-                if metadata.get(b"lethe_table", b"").decode() != table:
-                    raise pa.ArrowInvalid("not a part of this table")
-                there = [name for name in wanted.names if name in parquet.schema_arrow.names]
-                return _filled(parquet.read(columns=there), wanted)
-        except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, ValueError, OSError) as error:
+                return get(parquet.opened(file, name.partition("/")[0]))
+        except parquet.BROKEN as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the file system failed, which says nothing about the part
             self.note_damage(name)
@@ -237,29 +258,35 @@ class Store:
         """
         return {task: views[0] for task, views in self.views(rows, folder, column).items()}
 
-    def views(self, rows: pa.Table, folder: str, column: str = "phi") -> dict[str, list[np.ndarray]]:
-        """φ or `correct` of runs in one folder in every view there is: task id -> [(samples,), …]."""
+    def views(
+        self, rows: pa.Table, folder: str, column: str = "phi", chunks: Collection[int] | None = None
+    ) -> dict[str, list[np.ndarray]]:
+        """φ or another column of runs in one folder in every view there is: task id -> [(samples,), …].
+
+        Runs without the column are left out. chunks: of these chunks of samples alone; from compacted files
+        nothing else is read.
+        """
         part_of = dict(zip(rows["task_id"].to_pylist(), rows["part"].to_pylist(), strict=True))
-        wanted = set(part_of.values())
-        chunks: dict[str, dict[tuple[int, int], np.ndarray]] = {}
-        for name in self.files(f"scores/{folder}"):
-            if Path(name).stem not in wanted:
+        wanted = parquet.fields("scores", ("task_id", "view", "chunk", "part", column))
+        found: dict[str, parquet.Chunks] = {}
+        for name, parts in self.held(f"scores/{folder}").items():
+            if parts.isdisjoint(part_of.values()):
                 continue
-            table = self._read_part(name, "scores", schema.arrow("scores"))
+            table = self.read_part(name, wanted, chunks)
             if table is not None:
-                _collect(table, column, Path(name).stem, part_of, chunks)
-        return {task: _joined(found) for task, found in chunks.items()}
+                parquet.collect(table, column, Path(name).stem, part_of, found)
+        return {task: parquet.joined(chunks) for task, chunks in found.items()}
 
     def readable_scores(self) -> set[tuple[str, str]]:
-        """(folder, part) of every scores file that can be read; the others are noted in `damaged`.
+        """(folder, part) of every part of scores that can be read; the others are noted in `damaged`.
 
         Reads the ends of the files only.
         """
         found = set()
-        for name in self.files("scores"):
-            if self._read_part(name, "scores", pa.schema([])) is not None:
-                folder, _, file = name.removeprefix("scores/").rpartition("/")
-                found.add((folder, Path(file).stem))
+        for name, parts in self.held("scores").items():
+            if self.facts(name) is not None:
+                folder = name.removeprefix("scores/").rpartition("/")[0]
+                found |= {(folder, part) for part in parts}
         return found
 
     # ---- models and logs ----------------------------------------------------------------------------------
@@ -299,16 +326,32 @@ def score_folder(dataset: str, architecture: str, kind: str, method: str) -> str
 
 
 def score_rows(
-    task_id: str, phi: np.ndarray, correct: np.ndarray, views: Sequence[np.ndarray] = ()
+    task_id: str,
+    phi: np.ndarray,
+    correct: np.ndarray,
+    views: Sequence[np.ndarray] = (),
+    columns: Mapping[str, np.ndarray] | None = None,
 ) -> Iterable[dict[str, Any]]:
-    """The rows of `scores` for one model, one per chunk of samples and view; `correct` stands with the
-    first.
+    """The rows of `scores` for one model, one per chunk of samples and view; `correct` and further columns
+    stand with the first.
     """
+    first = {"correct": correct} | dict(columns or {})
     for view, values in enumerate((phi, *views)):
         for chunk, start in enumerate(range(0, len(values), schema.CHUNK)):
             part = slice(start, start + schema.CHUNK)
             row = {"task_id": task_id, "view": view, "chunk": chunk, "phi": values[part]}
-            yield row | {"correct": correct[part] if view == 0 else []}
+            yield row | ({name: column[part] for name, column in first.items()} if view == 0 else {})
+
+
+def score_facts(dataset: str, views: int, versions: Iterable[str]) -> dict[str, Any]:
+    """What the metadata of a file of `scores` say: the definition of φ, what each view is (mirrored, pixels
+    down, pixels to the right), and the software versions that made the models.
+    """
+    facts: dict[str, Any] = {"phi": schema.PHI, "versions": sorted(set(versions))}
+    known = catalogue.plugins("datasets").get(dataset)
+    if known is not None:
+        facts["views"] = views_of(bool(known.constants["augment_flip"]), strong=True)[:views]
+    return facts
 
 
 def _model(task_id: str) -> str:
@@ -320,44 +363,3 @@ def _latest(table: pa.Table) -> pa.Table:
     ids = table["task_id"].take(order).combine_chunks().to_numpy(zero_copy_only=False)
     first = np.concatenate([[True], ids[1:] != ids[:-1]])
     return table.take(pc.filter(order, pa.array(first)))
-
-
-def _filled(table: pa.Table, wanted: pa.Schema) -> pa.Table:
-    """The wanted columns; one that did not exist yet when the part was written is null."""
-    columns = [
-        table[field.name].cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(table.num_rows, field.type)
-        for field in wanted
-    ]
-    return pa.Table.from_arrays(columns, schema=wanted) if columns else wanted.empty_table()
-
-
-def _collect(
-    table: pa.Table,
-    column: str,
-    part: str,
-    part_of: dict[str, str],
-    chunks: dict[str, dict[tuple[int, int], np.ndarray]],
-) -> None:
-    """Add the chunks, by (view, chunk), of the runs that belong to this part."""
-    lists = table[column].combine_chunks()
-    offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
-    names = zip(*(table[name].to_pylist() for name in ("task_id", "view", "chunk")), strict=True)
-    for row, (task, view, chunk) in enumerate(names):
-        if part_of.get(task) == part:
-            chunks.setdefault(task, {})[view, chunk] = values[offsets[row] : offsets[row + 1]]
-
-
-def _joined(chunks: dict[tuple[int, int], np.ndarray]) -> list[np.ndarray]:
-    """The views of one model, each (samples,), from its chunks by (view, chunk)."""
-    views = sorted({view for view, _ in chunks})
-    return [np.concatenate([chunks[key] for key in sorted(chunks) if key[0] == view]) for view in views]
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -68,6 +68,7 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"audit": {"pair": 4, "pairs": 4}}, ("audit.pair:", "unknown key", "'pairs'", "forget_sets")),
     ({"audit": {"pairs": 4, "forget_sets": 6}}, ("audit.forget_sets", "6", "0.2", "at most 5")),
     ({"audit": {"pairs": 4, "forget_sets": 2, "retrains": 3}}, ("audit.retrains", "3", "forget_sets = 2")),
+    ({"audit": {"pairs": 4, "columns": ["entropi"]}}, ("audit.columns[0]", "'entropi'", "'entropy'")),
     (
         {"audit": {"pairs": 4, "forget_sets": 2, "training": {"epoch": 1}}},
         ("audit.training.epoch", "'epochs'"),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from attacks import entropy as attack
 from methods.base import Diverged
 from workers import evaluate as module
 from workers.data import Arrays, DeviceDataset
@@ -145,3 +146,55 @@ def test_summary_of_an_empty_set_is_none() -> None:
     )
     assert row["fa"] is None and row["forget_loss"] is None and row["va"] is None
     assert row["ra"] == 1.0 and row["test_loss"] == pytest.approx(math.log(2))
+
+
+# ---- further columns -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(LOGITS)
+def test_entropies_are_those_of_the_attacks_in_double_precision(rows: list[list[float]]) -> None:
+    logits = torch.tensor(rows, dtype=torch.float32)
+    labels = torch.arange(len(rows)) % 4
+    double = logits.double().numpy()
+    for name, expected in (
+        ("entropy", attack.entropy(double)),
+        ("modified_entropy", attack.modified_entropy(double, labels.numpy())),
+    ):
+        found = module.COLUMNS[name](logits, labels)
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5, atol=1e-12)
+
+
+def test_modified_entropy_of_two_classes_is_one_term() -> None:
+    """M = −2 (1 − p_y) log p_y (spec: attacks §3.2)."""
+    z = torch.linspace(-30, 30, 61)
+    found = module.modified_entropy(torch.stack([z, -z], dim=1), torch.zeros(61, dtype=torch.long))
+    expected = -2 * torch.sigmoid(-2 * z.double()) * nn.functional.logsigmoid(2 * z.double())
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-30)
+
+
+def test_entropies_of_certain_predictions_are_finite() -> None:
+    logits = torch.tensor([[3e38, -3e38, 0.0], [500.0, 0.0, 0.0]])
+    for labels in ([0, 0], [1, 1]):
+        for column in module.COLUMNS.values():
+            assert not torch.isnan(column(logits, torch.tensor(labels))).any()
+
+
+def test_columns_are_stored_only_where_asked_for_and_change_no_score() -> None:
+    data, model = dataset(), net()
+    plain, further = evaluate(model, data), evaluate(model, data, columns=["modified_entropy", "entropy"])
+    assert plain.columns == {} and further.columns.keys() == {"entropy", "modified_entropy"}
+    np.testing.assert_array_equal(plain.phi, further.phi)
+    with torch.no_grad():
+        logits = model(data.images.float() / 255).double().numpy()
+    for name, values in (
+        ("entropy", attack.entropy(logits)),
+        ("modified_entropy", attack.modified_entropy(logits, data.host_labels)),
+    ):
+        assert further.columns[name].dtype == np.float16 and further.columns[name].shape == (23,)
+        np.testing.assert_allclose(further.columns[name], values, rtol=1e-3)
+
+
+def test_a_column_beyond_float16_is_its_largest_number() -> None:
+    assert module._half(torch.tensor([1e6, 1.0])).tolist() == [65504.0, 1.0]

@@ -267,6 +267,19 @@ def test_more_views_are_of_the_audit_alone() -> None:
     assert [t.spec["seeds"] for t in others] == [t.spec["seeds"] for t in plain.tasks if t.id not in same]
 
 
+def test_further_columns_are_of_the_audit_alone_and_their_order_is_no_matter() -> None:
+    audit = {"pairs": 4, "forget_sets": 2}
+    plain, none = plan_of(), plan_of(audit=audit | {"columns": []})
+    assert plain.by_id.keys() == none.by_id.keys()  # the neutral value leaves no trace
+    one = plan_of(audit=audit | {"columns": ["entropy", "modified_entropy"]})
+    other = plan_of(audit=audit | {"columns": ["modified_entropy", "entropy"]})
+    assert one.by_id.keys() == other.by_id.keys()
+    new = [task for task in one.tasks if task.id not in plain.by_id]
+    assert {task.spec["members"]["track"] for task in new} == {"audit"}
+    assert {tuple(task.spec["columns"]) for task in new} == {("entropy", "modified_entropy")}
+    assert len(new) == sum(task.spec["members"]["track"] == "audit" for task in plain.tasks)
+
+
 # ---- plans kept with the results -------------------------------------------------------------------------
 
 

@@ -33,6 +33,12 @@ def lethe_commands() -> list[str]:
     return sorted({line.split()[1] for line in lines if line.startswith("lethe ")})
 
 
+def test_the_commands_of_store_exist(lethe: Lethe) -> None:
+    named = set(re.findall(r"lethe store (\w+)", README + (ROOT / "docs" / "storage.md").read_text("utf-8")))
+    assert named == {"compact", "verify", "suffstats"}
+    assert all(lethe("store", command, "--help").returncode == 0 for command in named)
+
+
 @pytest.mark.parametrize("command", lethe_commands())
 def test_each_command_exists(lethe: Lethe, command: str) -> None:
     assert lethe(command, "--help").returncode == 0

@@ -183,6 +183,38 @@ def test_views_round_trip_and_scores_are_of_the_image_as_it_is(store: Store) -> 
     assert np.array_equal(store.scores(runs, FOLDER, "correct")["a"], views[0] > 0)
 
 
+def test_a_column_that_old_parts_lack_is_null_there(store: Store) -> None:
+    phi, entropy = np.ones(5000, np.float32), np.arange(5000).astype(np.float16)
+    old = pa.Table.from_pylist(list(score_rows("old", phi, phi > 0)), schema.arrow("scores"))
+    store.write_part("scores", old.drop_columns(["entropy", "modified_entropy", "part"]), "p", FOLDER)
+    store.write_part(
+        "scores", list(score_rows("new", phi, phi > 0, [phi], {"entropy": entropy})), "q", FOLDER
+    )
+    store.write_part("runs", [row("old", part="p"), row("new", part="q")], "r")
+    runs = store.runs(["task_id", "part"])
+    assert store.views(runs, FOLDER).keys() == {"old", "new"}
+    [(task, [found])] = store.views(runs, FOLDER, column="entropy").items()
+    assert task == "new" and found.dtype == np.float16 and np.array_equal(found, entropy)
+    assert store.views(runs, FOLDER, column="modified_entropy") == {}
+    table = store.read_table("scores").to_pylist()
+    assert [r["entropy"] for r in table if r["task_id"] == "old"] == [None, None]
+
+
+def test_a_page_whose_bytes_were_changed_is_damage(store: Store) -> None:
+    """φ is stored byte by byte: without a checksum another number would be read."""
+    phi = np.random.default_rng(0).normal(size=4096).astype(np.float32)
+    put_scores(store, "a", phi, "p")
+    name = f"scores/{FOLDER}/p.parquet"
+    group = pq.read_metadata(store.path(name)).row_group(0)
+    leaves = (group.column(i) for i in range(group.num_columns))
+    leaf = next(leaf for leaf in leaves if leaf.path_in_schema == "phi.list.element")
+    data = bytearray(store.read(name))
+    for place in range(leaf.data_page_offset + 200, leaf.data_page_offset + leaf.total_compressed_size, 997):
+        data[place] ^= 1
+    store.write(name, bytes(data))
+    assert phi_of(store, "a") == {} and store.damaged == [name]
+
+
 def test_scores_without_their_row_belong_to_a_write_that_was_cut_off(store: Store) -> None:
     orphan, real = np.full(5, -1, np.float32), np.arange(5, dtype=np.float32)
     put_scores(store, "a", orphan, "00000000000001-killed", with_row=False)
@@ -325,7 +357,7 @@ def test_every_column_says_what_it_means_and_in_which_unit(table: str, column: s
     dimensionless = ("nu0_positive", "nu0_negative")  # degrees of freedom
     if pa.types.is_floating(value) and column.name not in dimensionless:
         assert column.unit, "a measured number has a unit"
-    assert column.unit in ("", "s", "MiB", "nats", "fraction", "samples")
+    assert column.unit in ("", "s", "MiB", "nats", "nats²", "nats³", "nats⁴", "fraction", "samples")
 
 
 def test_tables_have_the_columns_that_scripts_rely_on() -> None:

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import logsigmoid, pad, softplus
 
 from methods.base import Diverged
 from workers.data import DeviceDataset
 from workers.designs import FORGET, RETAIN, VAL
+from workers.views import View, views_of
 
 BATCH = 2048
 
 
-View = tuple[bool, int, int]  # mirrored, pixels down, pixels to the right
-
-
 @dataclass(frozen=True)
 class Scores:
-    """φ float32 (n,) and correctness bool (n,) of every sample, the pool first; views: φ in further ones."""
+    """φ float32 (n,) and correctness bool (n,) of every sample, the pool first; views: φ in further ones;
+    columns: further scores of the image as it is by their name in COLUMNS, float16 (n,).
+    """
 
     phi: np.ndarray
     correct: np.ndarray
     views: tuple[np.ndarray, ...] = ()
-
-
-def views_of(flip: bool, strong: bool = False) -> list[View]:
-    """The views a sample is scored in, the same for every model: the image as it is; mirrored too, where
-    training mirrors (`flip`); strong: each of these also moved by one pixel in the eight directions.
-    """
-    moves = [(0, 0)]
-    if strong:
-        moves += [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
-    return [(mirror, *move) for move in moves for mirror in ((False, True) if flip else (False,))]
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def seen(images: Tensor, view: View) -> Tensor:
@@ -56,14 +48,56 @@ def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return own[:, 0] - torch.logsumexp(others, dim=1)
 
 
-def evaluate(model: nn.Module, dataset: DeviceDataset, strong: bool = False) -> Scores:
-    """Scores of all samples in eval mode, float32, not augmented, in the views of `views_of`; Diverged when
-    some φ is not finite.
+def entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """H = −Σ p_c log p_c in nats, float32 (b,), of logits (b, C); the labels (b,) do not matter."""
+    log_p, _ = _log_probabilities(logits)
+    return _weighted(log_p.exp(), log_p)
+
+
+def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """M = −(1 − p_y) log p_y − Σ_{c≠y} p_c log(1 − p_c) in nats, float32 (b,), of logits (b, C), labels (b,).
+
+    Song and Mittal 2021, arXiv:2003.10595; attacks/entropy.py is the same in float64.
+    """
+    log_p, log_rest = _log_probabilities(logits)
+    own = labels[:, None]
+    weight = log_p.exp().scatter(1, own, log_rest.gather(1, own).exp())
+    return _weighted(weight, log_rest.scatter(1, own, log_p.gather(1, own)))
+
+
+def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and log(1 − p), float32 (b, C), without cancellation.
+
+    With g = logsumexp of the others − the largest logit: the largest class has log p = −softplus(g) and
+    log(1 − p) = logsigmoid(g), both exact at p near 1; p ≤ 1/2 elsewhere, where log1p(−p) is exact.
+    """
+    z = logits.float()
+    largest, top = z.max(dim=1, keepdim=True)
+    g = torch.logsumexp(z.scatter(1, top, float("-inf")), dim=1, keepdim=True) - largest
+    log_p = z - largest - softplus(g)
+    log_rest = torch.log1p(-log_p.exp().scatter(1, top, 0.0)).scatter(1, top, logsigmoid(g))
+    return log_p, log_rest
+
+
+def _weighted(weight: Tensor, log: Tensor) -> Tensor:
+    """−Σ_c weight · log, where a weight that underflowed to zero counts as zero."""
+    return -torch.where(weight > 0, weight * log, 0.0).sum(dim=1)
+
+
+COLUMNS = {"entropy": entropy, "modified_entropy": modified_entropy}
+
+
+def evaluate(
+    model: nn.Module, dataset: DeviceDataset, strong: bool = False, columns: Sequence[str] = ()
+) -> Scores:
+    """Scores of all samples in eval mode, float32, not augmented, in the views of `views_of`, and the named
+    COLUMNS; Diverged when some φ is not finite.
     """
     model.eval()
     views = views_of(dataset.flip, strong)
     found: list[list[Tensor]] = [[] for _ in views]
     correct = []
+    further: dict[str, list[Tensor]] = {name: [] for name in columns}
     with torch.inference_mode():
         for start in range(0, len(dataset), BATCH):
             images = dataset.images[start : start + BATCH]
@@ -73,11 +107,19 @@ def evaluate(model: nn.Module, dataset: DeviceDataset, strong: bool = False) -> 
                 phi.append(logit_margin(logits, labels))
                 if len(phi) > len(correct):
                     correct.append(logits.argmax(1) == labels)
+                    for name, batches in further.items():
+                        batches.append(COLUMNS[name](logits, labels))
     first, *others = (torch.cat(phi).cpu().numpy() for phi in found)
     broken = sum(int(np.count_nonzero(~np.isfinite(phi))) for phi in (first, *others))
     if broken:
         raise Diverged(f"φ of {broken} of {len(views) * len(first)} scores is not finite")
-    return Scores(first, torch.cat(correct).cpu().numpy(), tuple(others))
+    stored = {name: _half(torch.cat(batches)) for name, batches in further.items()}
+    return Scores(first, torch.cat(correct).cpu().numpy(), tuple(others), stored)
+
+
+def _half(values: Tensor) -> np.ndarray:
+    """Values as float16; beyond its range the largest float16 instead of infinity."""
+    return values.clamp(max=torch.finfo(torch.float16).max).half().cpu().numpy()
 
 
 def summary(scores: Scores, states: np.ndarray) -> dict[str, float | None]:

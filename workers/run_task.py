@@ -178,7 +178,8 @@ def _evaluated(
 ) -> Outcome:
     outcome = Outcome(task["id"], "done", design=design.row())
     with Stopwatch(bench.device) as evaluation:
-        outcome.scores = evaluate(model, design.dataset, task["spec"].get("views") == "strong")
+        strong, columns = task["spec"].get("views") == "strong", task["spec"].get("columns", ())
+        outcome.scores = evaluate(model, design.dataset, strong, columns)
     test_labels = design.dataset.host_labels[design.dataset.n_pool :]
     outcome.row = summary(outcome.scores, design.states) | {
         "wall_s": watch.seconds,
