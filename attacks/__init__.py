@@ -12,7 +12,7 @@ One file per attack, each with the literal constants `name`, `label`, `paper` an
 `worlds` turns a matrix of scores with masks into the worlds that the attacks on pairs compare, `held_out`
 learns thresholds on other pairs, `exposed` tells which samples are; the other files are helpers. ulira takes
 torch tensors too and computes on their device; the others take numpy arrays. `lethe run` uses all but
-entropy, quantile_regression and gaussian_poisoning, which need more than stored scores. docs/audit.md has
-examples. Nothing is imported here, so that reading the package costs nothing: `from attacks import ulira,
-rmia, metrics`, then `ulira.ulira(forgotten, never, retrained)`.
+quantile_regression and gaussian_poisoning, which need features and gradients. docs/audit.md has examples.
+Nothing is imported here, so that reading the package costs nothing: `from attacks import ulira, rmia,
+metrics`, then `ulira.ulira(forgotten, never, retrained)`.
 """

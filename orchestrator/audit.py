@@ -34,6 +34,7 @@ from orchestrator.store import Store, new_part, score_folder
 from workers.designs import FORGET, unpack
 
 version = 4  # of what a row of audits holds: raise it when rows are to be computed again
+ENTROPIES = ("entropy", "modified_entropy")
 COLUMNS = ("task_id", "kind", "dataset", "architecture", "method", "design", "status", "part", "ra", "ta")
 
 
@@ -183,14 +184,15 @@ def audit_cell(reader: Reader, cell: Cell, known: set[str]) -> Iterator[dict[str
 
 def _jobs(reader: Reader, cell: Cell) -> Iterator[tuple[tuple[Row, str], str]]:
     """Each (row, track) that has finished runs, with the hash of all it is computed from."""
+    attack_versions = [attack.version for attack in (*audit_attacks.ATTACKS, *audit_main.ATTACKS)]
     for row in rows_of(cell):
         for track in ("main", "audit"):
             own = [task for key, task in row.tasks.items() if key[0] == track]
-            retrains = row.references.retrains if track == "audit" else cell.retrains
-            reference = [task for key, task in retrains.items() if key[0] == track]
+            known = [row.references.retrains, row.references.bases if track == "audit" else cell.retrains]
+            reference = [task for of in known for key, task in of.items() if key[0] == track]
             parts = {task: reader.runs[task]["part"] for task in (*own, *reference) if reader.done(task)}
             if any(task in parts for task in own):
-                versions = [version, ulira.version]
+                versions = [version, ulira.version, *attack_versions]
                 yield (row, track), digest([row.columns, track, len(own), versions, sorted(parts.items())])
 
 
@@ -214,6 +216,10 @@ class AuditDesign:
         self.member = 2 * np.arange(self.bases // 2)[:, None] + second
         self.index = np.where(second, of[1::2], of[::2])  # … in which forget set; -1: none of both
         self.retrained, self.retrained_test = self.read(reader, retrains)
+        done = [task for key, task in retrains.items() if key[0] == "audit" and reader.done(task)]
+        labels = reader.labels(done[0])[0] if done else np.empty(0)
+        self.labels = labels[self.audited] if len(labels) else None  # None: the table samples is lost
+        self.entropies = [name for name in ENTROPIES if reader.views(done[:1], name)]  # that are stored
 
     def _forget_sets(self, reader: Reader, cell: Cell) -> np.ndarray:
         rows: list[np.ndarray] = []
@@ -235,12 +241,15 @@ class AuditDesign:
             rows.append(row)
         return np.stack(rows)
 
-    def read(self, reader: Reader, tasks: dict[Key, str]) -> tuple[np.ndarray, np.ndarray]:
-        """φ of the tasks of the audit track, NaN where not done: (views, bases, forget sets, audited samples)
-        in the views that all of them have, and (bases, forget sets, test samples) of the image as it is.
+    def read(
+        self, reader: Reader, tasks: dict[Key, str], column: str = "phi"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """φ or another column of the tasks of the audit track, NaN where not done: (views, bases, forget
+        sets, audited samples) in the views that all of them have, and (bases, forget sets, test samples) of
+        the image as it is.
         """
         wanted = {key[1:]: task for key, task in tasks.items() if key[0] == "audit"}
-        phi = reader.views(wanted.values())
+        phi = reader.views(wanted.values(), column)
         count = min(map(len, phi.values()), default=1)
         pool = self.forget_set.shape[1]
         test = max((len(views[0]) for views in phi.values()), default=pool) - pool
@@ -320,6 +329,10 @@ def _audit_rows(reader: Reader, design: AuditDesign, row: Row) -> Iterator[dict[
         before = design.worlds(design.cube(reader, row.references.bases))[:2]
         before = before if _enough(*before) else None
     yield from (row.columns | found for found in audit_attacks.rows(design, usable, test, before))
+    if "forgotten_vs_never" in usable:
+        for column in design.entropies:
+            worlds = design.worlds(design.read(reader, row.tasks, column)[0])[:2]
+            yield from (row.columns | found for found in audit_attacks.entropy_rows(design, column, worlds))
 
 
 def _enough(positive: np.ndarray, negative: np.ndarray) -> bool:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attacks import attack_p, attack_r, epsilon_bounds, held_out, lira, rmia, ulira, update_leakage
+from attacks import attack_p, attack_r, entropy, epsilon_bounds, held_out, lira, rmia, ulira, update_leakage
 
 if TYPE_CHECKING:
     from orchestrator.audit import AuditDesign
 
 GUESSES = 0.1  # of the one-run bound, as a share of a model's samples: fixed in advance
 VIEWS_PER_PAIR = 4  # a joint density of Q views wants this many times Q pairs
+ATTACKS = (attack_p, attack_r, entropy, epsilon_bounds, lira, rmia, update_leakage)
 COMPARISONS = ("forgotten_vs_retrained", "forgotten_vs_never")
 
 Worlds = tuple[np.ndarray, np.ndarray]  # φ (views, pairs, samples) of the positive and the negative world
@@ -130,6 +131,32 @@ def _attack_p(design: AuditDesign, positive: np.ndarray, negative: np.ndarray, t
                     scores[here] = attack_p.attack_p(world[here], test[of, number])
         found.append(scores)
     return found[0], found[1]
+
+
+def entropy_rows(design: AuditDesign, column: str, worlds: Worlds) -> Iterator[dict[str, Any]]:
+    """A row of audits for the attack on stored entropies: −H or −M against a threshold per class, which the
+    other pairs choose.
+    """
+    if design.labels is None:
+        return
+    classes = int(design.labels.max()) + 1
+    high, low = -worlds[0][0].astype(np.float64), -worlds[1][0].astype(np.float64)
+    both = ~(np.isnan(high) | np.isnan(low))
+    found = np.full((2, *both.shape), np.nan)
+    kinds = np.broadcast_to(design.labels, both.shape)
+    for p in range(len(both)):
+        others = both.copy()
+        others[p] = False
+        if not (others.any() and both[p].any()):
+            continue
+        known = np.concatenate([high[others], low[others]])
+        member = np.arange(known.size) < others.sum()
+        cut = entropy.class_thresholds(known, np.tile(kinds[others], 2), member, classes)
+        for world, scores in zip((high, low), found, strict=True):
+            scores[p, both[p]] = entropy.margin(world[p, both[p]], design.labels[both[p]], cut)
+    if judged := _judged((found[0], found[1])):
+        facts = {"attack": entropy.name, "variant": column, "attack_version": entropy.version}
+        yield facts | {"comparison": "forgotten_vs_never"} | judged
 
 
 # ---- derived from log-likelihood ratios --------------------------------------------------------------------

@@ -25,6 +25,10 @@ from workers.designs import FORGET, RETAIN, VAL
 if TYPE_CHECKING:
     from orchestrator.audit import Reader, Row
 
+ATTACKS = (
+    *(correctness, klom, loss_threshold, neurips_score),
+    *(population_loss, population_matched, population_svm),
+)
 MIN_SEEDS = 8  # below, half of the retrained models against the other half says little
 
 

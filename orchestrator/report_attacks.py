@@ -9,6 +9,7 @@ from attacks import (
     attack_p,
     attack_r,
     correctness,
+    entropy,
     held_out,
     klom,
     lira,
@@ -36,6 +37,8 @@ ON_PAIRS = {
     "lira_offline_2s": (lira.name, "offline_2s", "forgotten_vs_never"),
     "attack_p": (attack_p.name, "", "forgotten_vs_never"),
     "attack_r": (attack_r.name, "", "forgotten_vs_never"),
+    "entropy": (entropy.name, "entropy", "forgotten_vs_never"),
+    "modified_entropy": (entropy.name, "modified_entropy", "forgotten_vs_never"),
     "update_leakage": (update_leakage.name, "", "forgotten_vs_never"),
 }
 # Name in the report -> attack and column of the table audits, one value per seed.

@@ -47,6 +47,8 @@ ON_PAIRS = (
     _range("auc_lira_offline_2s", "Offline, 2-sided", "how unusual φ is for such a model, high or low"),
     _range("auc_attack_r", "Attack-R", "share of such models that are less sure of the sample"),
     _range("auc_attack_p", "Attack-P", "share of test samples with a larger loss under the same model"),
+    _range("auc_entropy", "Entropy", "negative entropy, thresholds per class learnt on the other pairs"),
+    _range("auc_modified_entropy", "Modified entropy", "the same of modified entropy"),
     _range(
         "auc_update_leakage",
         "Update leakage",

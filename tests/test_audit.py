@@ -71,8 +71,11 @@ def fill(
     status: str = "done",
     attempt: int = 1,
     further: Callable[[np.ndarray], Sequence[np.ndarray]] = lambda _: (),
+    columns: Callable[[Task], dict[str, np.ndarray]] = lambda _: {},
 ) -> None:
-    """Put finished tasks into a store, as one part. further: φ of further views, made of the first's."""
+    """Put finished tasks into a store, as one part. further: φ of further views, made of the first's;
+    columns: further columns of the first view.
+    """
     part, rows, made = new_part(), [], {}
     scores: dict[str, list[dict[str, Any]]] = {}
     for task in tasks:
@@ -84,7 +87,8 @@ def fill(
         folder = score_folder("digits", "cnn_small", task.kind, facts["method"])
         if status == "done":
             values = phi(task, states)
-            scores.setdefault(folder, []).extend(score_rows(task.id, values, values > 0, further(values)))
+            given = (values, values > 0, further(values), columns(task))
+            scores.setdefault(folder, []).extend(score_rows(task.id, *given))
     store.write_part("designs", list(made.values()), part)
     for folder, found in scores.items():
         store.write_part("scores", found, part, folder)

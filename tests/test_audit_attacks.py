@@ -280,3 +280,29 @@ def test_seven_seeds_are_too_few(store: Store) -> None:
     fill(store, [t for t in plan.tasks if t.columns()["track"] == "main"], member_signal)
     audit.write(store, plan.cells)
     assert written(store, attack="klom") == written(store, attack="neurips_score") == []
+
+
+def test_stored_entropies_are_attacked_class_by_class(store: Store, tmp_path: Path) -> None:
+    """φ says nothing; the entropy is lower where a model was trained on the sample, on a scale per class."""
+    plan = plan_of()
+    with_labels(store)
+    scale = np.concatenate([LABELS, np.arange(TEST) % 4]) * 3.0
+
+    def lower(task: Task) -> dict[str, np.ndarray]:
+        known = np.zeros(POOL + TEST)
+        known[:POOL] = np.where(states_of(task) == RETAIN, 1.0, 0.0) if task.kind == "base" else 0.0
+        return {
+            "entropy": (20 + scale - known + 0.3 * designs.rng(task.id).normal(size=len(known))).astype(
+                np.float16
+            )
+        }
+
+    fill(store, plan.tasks, member_signal, columns=lower)
+    audit.write(store, plan.cells)
+    (row,) = written(store, attack="entropy", kind="base")
+    assert row["variant"] == "entropy" and row["auc"] > 0.95, "one threshold for all classes would see less"
+    (clean,) = written(store, attack="entropy", kind="retrain")
+    assert clean["auc"] == pytest.approx(0.5, abs=0.08)
+    without = Store.create(str(tmp_path / "without"))
+    audited(without, plan)
+    assert written(without, attack="entropy") == []
