@@ -104,7 +104,7 @@ def assert_on_several_thresholds(first, second):
 
 
 def a_perfect_method_reads_one(value):
-    """ε is maximised on the scores it is computed from: F of retraining is .35, F over that of halves is 1."""
+    """ε is maximised on its own scores: F of retraining is .35, and 1 only over that of halves."""
     rng = np.random.default_rng(11)
     assert value(rng.normal(size=(64, 600)), rng.normal(size=(128, 600))) == pytest.approx(1, abs=0.1)
 
