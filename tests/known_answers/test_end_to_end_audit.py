@@ -20,16 +20,14 @@ from attacks.metrics import auc, clopper_pearson
 from attacks.scores import phi_from_logits
 from orchestrator import audit
 from orchestrator.audit import AuditDesign, Reader
-from orchestrator.config import Grid
-from orchestrator.plan import Cell, Plan, Task, make_plan
+from orchestrator.plan import Cell, Plan, Task
 from orchestrator.report_audit import against_base
-from orchestrator.store import Store, new_part, score_folder, score_rows
-from tests.conftest import grid_data
+from orchestrator.store import Store
+from tests.known_answers.simulated_cell import audited, fill, plan_of, states_of
 from tests.test_attacks_exposed import power
 from tests.test_attacks_lira import auc_error
 from workers import designs
 from workers.designs import FORGET, OUT, RETAIN
-from workers.forget.random import Random
 
 POOL, PAIRS, SETS = 200, 16, 2
 LABELS = np.arange(POOL) % 5
@@ -38,30 +36,6 @@ MEAN, SPREAD, GAP = WORLD.normal(0, 2, POOL), np.exp(WORLD.normal(0, 0.5, POOL))
 PLANTED = np.arange(POOL) % 20 == 7  # 5 %
 
 Phi = Callable[[np.ndarray], np.ndarray]  # of the states (pool,) of one model's design
-
-
-def states_of(task: Task) -> np.ndarray:
-    forget = task.spec.get("forget") or {}
-    recipe = Random(**forget["parameters"]) if forget else None
-    return designs.build("digits", LABELS, task.spec["members"], recipe, "key", forget.get("draw"))
-
-
-def fill(store: Store, plan: Plan, phi: Callable[[Task, np.ndarray], np.ndarray]) -> None:
-    """Every task of the audit track as a finished run."""
-    part, scores, made = new_part(), {}, {}
-    rows = []
-    for task in (t for t in plan.tasks if t.columns()["track"] == "audit"):
-        states, facts = states_of(task), task.columns()
-        design = f"{task.spec['members']}{task.spec.get('forget')}"
-        made[design] = {"design": design, "n_pool": POOL, "states": designs.pack(states)}
-        rows.append(facts | {"status": "done", "attempt": 1, "part": part, "design": design})
-        values = phi(task, states).astype(np.float32)
-        folder = score_folder("digits", "cnn_small", task.kind, facts["method"])
-        scores.setdefault(folder, []).extend(score_rows(task.id, values, values > 0))
-    store.write_part("designs", list(made.values()), part)
-    for folder, found in scores.items():
-        store.write_part("scores", found, part, folder)
-    store.write_part("runs", rows, part)
 
 
 def trained(task: Task, states: np.ndarray) -> np.ndarray:
@@ -87,9 +61,7 @@ def leak(task: Task, states: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    options = {"pairs": PAIRS, "forget_sets": SETS, "retrains": 2}
-    grid = grid_data(seeds=1, forget=[{"random": {"fraction": 0.5}}], audit=options)
-    return make_plan(Grid.model_validate(grid))
+    return plan_of(PAIRS, fraction=0.5, sets=SETS)
 
 
 @pytest.fixture
@@ -101,7 +73,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_unlearning(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store of a cell whose method is the identity."""
     store = Store.create(str(tmp_path_factory.mktemp("identity")))
-    fill(store, plan, identity)
+    fill(store, plan, LABELS, identity)
     return store
 
 
@@ -120,9 +92,9 @@ def test_no_unlearning_is_plain_lira_to_the_last_bit(
     """Each member is forgotten once per base, so forgotten against never is members against others."""
     (cell,), reader = plan.cells, Reader(no_unlearning)
     high, low, _ = (world[0] for world in design.worlds(design.cube(reader, cell.variants[0].tasks)))
-    bases = [t for t in plan.tasks if t.kind == "base" and t.columns()["track"] == "audit"]
+    bases = [t for t in audited(plan) if t.kind == "base"]
     phi = np.stack([reader.scores([t.id])[t.id] for t in bases])[:, design.audited]
-    member = np.stack([states_of(t) == RETAIN for t in bases])[:, design.audited]
+    member = np.stack([states_of(t, LABELS) == RETAIN for t in bases])[:, design.audited]
     plain = lira.leave_pair_out(phi, member, np.arange(2 * PAIRS) // 2)
     for world, inside in zip(ulira.leave_pair_out(high, low), (member, ~member), strict=True):
         first = inside[0::2]
@@ -305,16 +277,15 @@ def test_a_fingerprint_is_no_memory_and_a_half_memory_is_no_fingerprint(design: 
 def test_planted_samples_stand_in_the_table(plan: Plan, tmp_path, quick: None) -> None:
     """5 % of the forgotten samples keep 3.5 spreads: the table audits names these and hardly any other."""
     store = Store.create(str(tmp_path))
-    fill(store, plan, leak)
+    fill(store, plan, LABELS, leak)
     audit.write(store, plan.cells)
     table = Store.open(store.uri).read_table("audits").to_pylist()
     (row,) = [r for r in table if (r["kind"], r["comparison"]) == ("unlearn", "forgotten_vs_retrained")]
-    forgotten = [states_of(t) == FORGET for t in plan.tasks if t.columns()["track"] == "audit"]
-    audited = np.any(forgotten, axis=0)
-    truth = set(np.flatnonzero(PLANTED & audited))
+    chosen = np.any([states_of(t, LABELS) == FORGET for t in audited(plan)], axis=0)
+    truth = set(np.flatnonzero(PLANTED & chosen))
     named = set(row["exposed_ids"])
     assert len(named & truth) >= 0.8 * len(truth) and len(named - truth) <= 1
-    shift = 3.5 * PLANTED[audited]
+    shift = 3.5 * PLANTED[chosen]
     assert oracle_auc(shift) - 0.03 < row["auc"] < oracle_auc(shift) + 0.03
     assert row["exposed_auc"] == pytest.approx(ndtr(3.5 / math.sqrt(2)), abs=0.02)
 
@@ -342,7 +313,7 @@ def test_the_states_of_the_simulated_cell_are_those_of_the_plan(plan: Plan, desi
     cell: Cell = plan.cells[0]
     for (track, base, index), name in cell.variants[0].tasks.items():
         if track == "audit":
-            states = states_of(plan.by_id[name])
+            states = states_of(plan.by_id[name], LABELS)
             assert np.array_equal(states == FORGET, design.forget_set[base] == index)
             other = design.forget_set[base ^ 1][states == OUT]
             assert (other >= 0).sum() == (design.forget_set[base ^ 1] >= 0).sum()
