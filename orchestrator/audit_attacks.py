@@ -46,7 +46,9 @@ def _attacks(
 ) -> Iterator[tuple[ModuleType, str, Found]]:
     """(attack, variant, its scores) in one comparison."""
     positive, negative = worlds[0][0], worlds[1][0]
-    yield rmia, "online", _rmia(design, worlds, comparison, test)
+    population = test.shape[-1] > 0
+    if population:
+        yield rmia, "online", _rmia(design, worlds, comparison, test)
     if 1 < len(worlds[0]) <= len(positive) / VIEWS_PER_PAIR:
         yield lira, "joint_views", _joint(worlds)
     if comparison != "forgotten_vs_never":
@@ -54,7 +56,8 @@ def _attacks(
     for sides in (1, 2):
         found = lira.offline_worlds_leave_pair_out(positive, negative, sides=sides)
         yield lira, f"offline_{sides}s", found
-    yield attack_p, "", _attack_p(design, positive, negative, test)
+    if population:
+        yield attack_p, "", _attack_p(design, positive, negative, test)
     yield attack_r, "", attack_r.worlds_leave_pair_out(positive, negative)
     if before is not None:
         original = before[0][0], before[1][0]
