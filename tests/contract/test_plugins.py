@@ -87,6 +87,8 @@ def test_digits_are_a_stratified_partition_of_the_copy_in_scikit_learn(tmp_path:
 
 COUNTS = {
     "resnet18": ((10, 3, 32), 11_181_642),
+    "resnet18_cifar": ((10, 3, 32), 11_173_962),
+    "wide_resnet16_4": ((10, 3, 32), 2_748_890),
     "cnn_small": ((10, 1, 8), 9_978),
     "vit_tiny": ((10, 1, 8), 39_514),
 }
