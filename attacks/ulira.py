@@ -48,7 +48,8 @@ ALPHAS = (0.01, 0.001)
 # independent and finds half of the variance (simulated: 95 % intervals of a null world cover 82 to 88 %). The
 # more leaks, the less the fits matter, and the more cautious this factor is.
 SHARED_FITS = math.sqrt(2)
-ROC_GRID: NumpyFloats = np.logspace(-5, 0, 121)
+# Dense at both ends: log-spaced towards 0, and towards 1 from 0.9 on, for axes on which both ends count.
+ROC_GRID: NumpyFloats = np.union1d(np.logspace(-5, 0, 121), 1 - np.logspace(-3, -1, 31))
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class Comparison:
     loss_auc_low: float
     loss_auc_high: float
     collapsed: int  # samples whose variance is below the floor in either world
-    roc_fpr: NumpyFloats = field(repr=False)  # (121,), log-spaced 1e-5..1
-    roc_tpr: NumpyFloats = field(repr=False)  # (121,), largest TPR with FPR <= roc_fpr
+    roc_fpr: NumpyFloats = field(repr=False)  # (152,), 1e-5..1, dense at both ends
+    roc_tpr: NumpyFloats = field(repr=False)  # (152,), largest TPR with FPR <= roc_fpr
     roc_low: NumpyFloats = field(repr=False)
     roc_high: NumpyFloats = field(repr=False)
     auc_replicates: NumpyFloats = field(repr=False)  # (replicates,); same seed and pairs: paired

@@ -299,7 +299,7 @@ AUDITS = (
     ),
     Column("streisand_retrained", _f64, "fraction", "retrained φ below it, by the same rule"),
     Column("missing", _i64, "", "runs of this row's audit without scores: not done, or lost"),
-    Column("roc_fpr", pa.list_(_f64), "fraction", "false-positive rates of the curve, log-spaced"),
+    Column("roc_fpr", pa.list_(_f64), "fraction", "false-positive rates of the curve, dense at both ends"),
     Column("roc_tpr", pa.list_(_f64), "fraction", "true-positive rates"),
     Column("roc_low", pa.list_(_f64), "fraction", "lower end of the pointwise band"),
     Column("roc_high", pa.list_(_f64), "fraction", "upper end"),
