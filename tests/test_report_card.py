@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from orchestrator import audit, plans
 from orchestrator.keys import digest
 from orchestrator.plan import Cell, Variant
 from orchestrator.report import render
-from orchestrator.report_card import facts
+from orchestrator.report_card import ENOUGH_SAMPLES, _limits, facts
 from orchestrator.store import Store, score_folder, score_rows
 from tests.test_report import Synthetic, make_cell
 from workers.designs import FORGET, OUT, RETAIN
@@ -90,6 +91,20 @@ def cards(made: Synthetic) -> list[dict[str, Any]]:
 
 def words(card: dict[str, Any]) -> dict[str, str]:
     return {name: "; ".join(values) for name, values in facts(card)}
+
+
+def test_few_audited_samples_are_told(made: Synthetic) -> None:
+    (card,) = cards(made)
+    samples = min(
+        row["comparisons"]["forgotten_vs_retrained"]["samples"] for row in card["rows"] if row["comparisons"]
+    )
+    told = [line for line in card["not_shown"] if "audited samples are few" in line]
+    assert len(told) == (samples < ENOUGH_SAMPLES)
+    few = deepcopy(card)
+    for row in few["rows"]:
+        for of in row["comparisons"].values():
+            of["samples"] = 7
+    assert any(line.startswith("7 audited samples are few") for line in _limits(few))
 
 
 # ---- hashes ----------------------------------------------------------------------------------------------
