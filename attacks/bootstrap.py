@@ -8,12 +8,13 @@ Weights depend only on (pairs, replicates, seed), so replicates of two methods o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from attacks.arrays import Counts, Floats, NumpyFloats, counts_up_to, floats, host, namespace, quantiles, sort
-from attacks.metrics import expanded_percentile_interval
+from attacks.metrics import expanded_percentile_interval, expanded_tail
 
 CHUNK = 256  # replicates held in memory at once, each a few rows of `bins` numbers
 
@@ -90,7 +91,27 @@ def centred_interval(
     return max(0.0, min(low, exact)), min(1.0, max(high, exact))
 
 
-def centred(replicates: NumpyFloats, binned: float, exact: float, stretch: float = 1.0) -> NumpyFloats:
+def centred_intervals(
+    replicates: NumpyFloats,
+    binned: NumpyFloats,
+    exact: NumpyFloats,
+    clusters: int,
+    level: float = 0.95,
+    stretch: float = 1.0,
+) -> NumpyFloats:
+    """`centred_interval` of many metrics at once, (metrics, 2): replicates (R, metrics), the others (metrics,).
+
+    A replicate without any score is NaN in every metric.
+    """
+    usable = replicates[~np.isnan(replicates).any(axis=1)]
+    if not len(usable):
+        raise ValueError(f"bootstrap: none of {len(replicates)} replicates holds a score.")
+    tail = expanded_tail(clusters, level)
+    low, high = np.quantile(centred(usable, binned, exact, stretch), [tail, 1 - tail], axis=0)
+    return np.stack([np.maximum(0, np.minimum(low, exact)), np.minimum(1, np.maximum(high, exact))], axis=1)
+
+
+def centred(replicates: NumpyFloats, binned: Any, exact: Any, stretch: float = 1.0) -> NumpyFloats:
     """Replicates around the exact estimate instead of the binned one, deviations times `stretch`."""
     return exact + stretch * (replicates - binned)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -110,12 +111,18 @@ def expanded_percentile_interval(
     the Bootstrap", arXiv:1411.5279). Raises ValueError for NaN replicates: drop and report them before.
     """
     values = host(_scores(replicates, "replicates"))
+    tail = expanded_tail(clusters, level)
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+@cache
+def expanded_tail(clusters: int, level: float = 0.95) -> float:
+    """The share of replicates beyond either end of `expanded_percentile_interval`."""
     if clusters < 2:
         raise ValueError(f"clusters: {clusters} is too few for an interval, at least 2.")
     widened = math.sqrt(clusters / (clusters - 1)) * stats.t.ppf(1 - _tail(level), clusters - 1)
-    tail = float(stats.norm.cdf(-widened))
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+    return float(stats.norm.cdf(-widened))
 
 
 def _allowed_false_positives(levels: NumpyFloats, n: int) -> Counts:

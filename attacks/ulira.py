@@ -31,7 +31,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attacks.arrays import Array, Floats, Given, Mask, NumpyFloats, array, floats, host, median, namespace
-from attacks.bootstrap import Replicates, centred, centred_interval, cluster_bootstrap, pair_weights
+from attacks.bootstrap import (
+    Replicates,
+    centred,
+    centred_interval,
+    centred_intervals,
+    cluster_bootstrap,
+    pair_weights,
+)
 from attacks.metrics import MIN_FALSE_POSITIVES, auc, balanced_accuracy, best_counts
 from attacks.moderation import VariancePrior, log_predictive, variance_floor, variance_prior
 from attacks.moments import Moments, total, without_each
@@ -172,12 +179,12 @@ def compare(
 def judged(
     positive: Given, negative: Given, *, level: float = 0.95, replicates: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """How well any attack's scores (k pairs, n) tell the two worlds apart, NaN = not scored: AUC, TPR and ROC
-    with a bootstrap over pairs, as fields of `Comparison`; balanced accuracy, which is at 0, is left out.
+    """How well any attack's scores (k pairs, n) tell the two worlds apart, NaN = not scored: AUC and TPR with
+    a bootstrap over pairs, as fields of `Comparison`; balanced accuracy, which is at 0, and ROC are left out.
     """
     high, low = floats(array(positive)), floats(array(negative))
-    found = _estimates(high, low, pair_weights(len(high), replicates, seed), level)
-    return {name: value for name, value in found.items() if not name.startswith("balanced_accuracy")}
+    found = _estimates(high, low, pair_weights(len(high), replicates, seed), level, np.empty(0))
+    return {name: found[name] for name in ("auc", "auc_low", "auc_high", "auc_replicates", "tpr")}
 
 
 def _mean_over_views(positive: Given, negative: Given) -> tuple[Floats, Floats]:
@@ -241,9 +248,11 @@ def _collapsed(moments: list[Moments], shrinkages: list[_Shrinkage]) -> int:
     return int((below[0] | below[1]).sum())
 
 
-def _estimates(positive: Floats, negative: Floats, weights: NumpyFloats, level: float) -> dict[str, Any]:
-    """The fields of `Comparison` that come from the LLR (k, n) of both worlds."""
-    alphas = np.concatenate([ALPHAS, ROC_GRID])
+def _estimates(
+    positive: Floats, negative: Floats, weights: NumpyFloats, level: float, grid: NumpyFloats = ROC_GRID
+) -> dict[str, Any]:
+    """The fields of `Comparison` that come from the LLR (k, n) of both worlds; the ROC at these FPR."""
+    alphas = np.concatenate([ALPHAS, grid])
     high, low = _present(positive), _present(negative)
     true, false = best_counts(high, low, alphas)
     tpr, area, accuracy = true / len(high), auc(high, low), balanced_accuracy(high, low)
@@ -255,8 +264,7 @@ def _estimates(positive: Floats, negative: Floats, weights: NumpyFloats, level: 
 
     area_limits = limits(resampled.auc, binned.auc, area)
     accuracy_limits = limits(resampled.balanced_accuracy, binned.balanced_accuracy, accuracy)
-    columns = zip(resampled.tpr.T, binned.tpr.T, tpr, strict=True)
-    tpr_limits = np.array([limits(column, once, float(exact)) for column, once, exact in columns])
+    tpr_limits = centred_intervals(resampled.tpr, binned.tpr[0], tpr, clusters, level, SHARED_FITS)
     head = len(ALPHAS)
     return {
         "auc": area,
@@ -278,7 +286,7 @@ def _estimates(positive: Floats, negative: Floats, weights: NumpyFloats, level: 
             )
             for j, alpha in enumerate(ALPHAS)
         },
-        "roc_fpr": ROC_GRID.copy(),
+        "roc_fpr": grid.copy(),
         "roc_tpr": tpr[head:],
         "roc_low": tpr_limits[head:, 0],
         "roc_high": tpr_limits[head:, 1],

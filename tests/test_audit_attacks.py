@@ -110,7 +110,7 @@ def test_an_identity_is_to_an_attacker_of_bases_what_the_bases_are(store: Store)
     (base,) = written(store, kind="base", comparison="forgotten_vs_never")
     (row,) = written(store, method="finetune", comparison="forgotten_vs_never")
     (known,) = written(store, method="finetune", attack="lira", variant="base")
-    for name in ("auc", "auc_low", "auc_high", "n_positive", "roc_tpr"):
+    for name in ("auc", "auc_low", "auc_high", "n_positive", "false_positives_at_1pct"):
         assert row[name] == base[name] and known[name] == pytest.approx(base[name], abs=1e-12), name
     assert written(store, kind="base", attack="lira", variant="base") == []
     (both,) = written(store, method="finetune", attack="update_leakage")
