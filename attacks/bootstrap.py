@@ -99,7 +99,8 @@ def centred_intervals(
     level: float = 0.95,
     stretch: float = 1.0,
 ) -> NumpyFloats:
-    """`centred_interval` of many metrics at once, (metrics, 2): replicates (R, metrics), the others (metrics,).
+    """`centred_interval` (metrics, 2) of many metrics: replicates (R, metrics), binned and exact (metrics,).
+
 
     A replicate without any score is NaN in every metric.
     """
