@@ -101,7 +101,6 @@ def centred_intervals(
 ) -> NumpyFloats:
     """`centred_interval` (metrics, 2) of many metrics: replicates (R, metrics), binned and exact (metrics,).
 
-
     A replicate without any score is NaN in every metric.
     """
     usable = replicates[~np.isnan(replicates).any(axis=1)]
