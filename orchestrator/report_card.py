@@ -26,7 +26,10 @@ from orchestrator.store import Store, score_folder
 VERSION = 1  # of the form of a card
 ENOUGH_PAIRS = 8
 ENOUGH_SAMPLES = 50
-TOO_NARROW = "With fewer than 8 pairs intervals are too narrow: at 4 they cover about 83 % of null worlds."
+TOO_NARROW = (
+    "With fewer than 8 pairs intervals are too narrow: at 4 they cover about 83 % of null worlds, at 3 about"
+    " 70 %."
+)
 COMPARED = {
     "forgotten_vs_retrained": (
         "φ of a sample under models that were trained on it and then forgot it, against φ of the same sample"
