@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,11 @@ from attacks import ulira
 from attacks.worlds import FORGET, OUT, RETAIN, world
 from orchestrator import audit_attacks
 from orchestrator.errors import UserError, nearest
+from orchestrator.report_card import few_pairs, few_samples
 
+# What numpy.load raises, by what is wrong: a TypeError is the .npy file of one array, a TokenError a header
+# that is no longer text.
+NOT_ARRAYS = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, ValueError, TypeError, EOFError)
 WORLDS = ("forgotten", "never", "retrained")
 MATRIX = ("phi", "state", "pair")
 RETRAINED = tuple(f"retrained_{name}" for name in MATRIX)
@@ -39,7 +45,7 @@ def _load(path: str) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, ValueError, AttributeError, EOFError):
+    except NOT_ARRAYS:
         raise UserError(f"{path}: not an .npz file of plain arrays (numpy.savez writes one).") from None
     unknown = [name for name in arrays if name not in KNOWN]
     if unknown:
@@ -96,7 +102,7 @@ def _finite(value: float) -> float | None:
 
 
 def as_text(found: list[dict[str, Any]]) -> str:
-    """A line per comparison."""
+    """A line per comparison, and what makes their intervals doubtful."""
     lines = []
     for row in found:
         tpr = "n/a" if row["tpr_at_1pct"] is None else f"{row['tpr_at_1pct']:.3f}"
@@ -105,4 +111,5 @@ def as_text(found: list[dict[str, Any]]) -> str:
             f"  TPR at 1 % FPR {tpr}  loss threshold {row['loss_auc']:.3f}"
             f"  ({row['pairs']} pairs, {row['samples']:,} samples, {row['n_positive']:,} scores a world)"
         )
-    return "\n".join(lines)
+    pairs, samples = (min(row[name] for row in found) for name in ("pairs", "samples"))
+    return "\n".join([*lines, *few_pairs(pairs), *few_samples(samples)])

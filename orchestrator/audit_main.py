@@ -44,7 +44,8 @@ def rows(reader: Reader, row: Row) -> Iterator[dict[str, Any]]:
 
 def _population_rows(reader: Reader, row: Row, phi: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     """The population attacks, one row per attack and seed: forget set against test set (spec: benchmark §5.3,
-    attacks §3.8). Where whole classes were forgotten, against the test samples of these classes.
+    attacks §3.8). Where whole classes were forgotten, against the test samples of these classes; but the SVM
+    sets the test samples of the other classes against the retain set: else it would tell classes apart.
     """
     correct = reader.scores(phi, "correct")
     for (track, seed, index), task in row.tasks.items():
@@ -54,13 +55,15 @@ def _population_rows(reader: Reader, row: Row, phi: dict[str, np.ndarray]) -> It
             continue
         forget, test = np.flatnonzero(states == FORGET), np.arange(len(states), len(phi[task]))
         gone = reader.forgotten_classes(retrain)
+        outside = test
         if gone is not None:
             test = test[np.flatnonzero(gone)]
+            outside = np.setdiff1d(outside, test)
         if min(len(forget), len(test)) < population_loss.MIN_SAMPLES:
             continue  # too few to attack: indiscernibility stays unknown
         retain = np.flatnonzero(states == RETAIN)
         labels = np.concatenate(reader.labels(task))
-        found = _attacks(phi[task], correct[task], retain, forget, test, labels)
+        found = _attacks(phi[task], correct[task], retain, forget, test, outside, labels)
         common = {"comparison": "forget_vs_test", "seed": seed, "variant": ""}
         common |= {"samples": len(forget) + len(test), "n_positive": len(forget), "n_negative": len(test)}
         yield from (common | columns for columns in found)
@@ -72,9 +75,12 @@ def _attacks(
     retain: np.ndarray,
     forget: np.ndarray,
     test: np.ndarray,
+    outside: np.ndarray,
     labels: np.ndarray,
 ) -> Iterator[dict[str, Any]]:
-    """Each attack on one model: φ, correctness and labels (samples,), and indices of the three sets."""
+    """Each attack on one model: φ, correctness and labels (samples,), and indices of the sets; outside:
+    the test samples of the classes of the retain set.
+    """
     loss = loss_from_phi(phi)
     accuracy = population_loss.population_loss(loss[forget], loss[test])
     yield _named(population_loss) | {
@@ -93,9 +99,9 @@ def _attacks(
             pass  # a class without a test sample, or too few samples of the same classes
         else:
             yield _named(population_matched) | {"accuracy": matched}
-    if len(retain) >= population_svm.MIN_SAMPLES:
+    if min(len(retain), len(outside)) >= population_svm.MIN_SAMPLES:
         confidence = confidence_from_phi(phi)
-        share = population_svm.population_svm(confidence[retain], confidence[test], confidence[forget])
+        share = population_svm.population_svm(confidence[retain], confidence[outside], confidence[forget])
         yield _named(population_svm) | {"nonmember_share": share}
 
 

@@ -78,8 +78,8 @@ ON_MODELS = (
     *_beside_retrain(
         "population_svm",
         "MIA efficacy",
-        "share of the forget set that an SVM on confidence, trained on retain against test, calls non-member;"
-        " the aim is the value of retraining, not 1",
+        "share of the forget set that an SVM on confidence, trained on retain against test samples of"
+        " the same classes, calls non-member; the aim is the value of retraining, not 1",
     ),
 )
 

@@ -173,3 +173,25 @@ def test_a_file_that_is_none_gets_one_line(weird_tmp_path: Path, content: bytes)
 def test_a_file_that_is_not_there(lethe: Lethe) -> None:
     done = lethe("audit", "--scores", "nowhere.npz")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "nowhere.npz" in done.stderr
+
+
+def test_files_that_are_no_archive_of_arrays_get_one_line(weird_tmp_path: Path) -> None:
+    single, broken = weird_tmp_path / "single.npz", weird_tmp_path / "broken.npz"
+    with single.open("wb") as file:
+        np.save(file, worlds()["never"])  # numpy.save, where numpy.savez was meant
+    np.savez_compressed(broken, **worlds())
+    data = bytearray(broken.read_bytes())
+    data[200:400] = bytes(200)
+    broken.write_bytes(data)
+    for path in (single, broken):
+        with pytest.raises(UserError, match=r"not an \.npz file"):
+            audit_file.rows(str(path))
+
+
+def test_doubtful_intervals_are_told(weird_tmp_path: Path) -> None:
+    path = weird_tmp_path / "few.npz"
+    np.savez(path, **worlds(pairs=4, samples=20))
+    few = audit_file.as_text(audit_file.rows(str(path)))
+    assert "4 pairs of bases are few" in few and "20 audited samples are few" in few
+    np.savez(path, **worlds())
+    assert "few" not in audit_file.as_text(audit_file.rows(str(path)))

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from attacks.population_svm import population_svm
+from attacks.scores import confidence_from_phi
 from orchestrator import plans
 from orchestrator.audit import AuditDesign, Reader
 from orchestrator.config import Grid
@@ -378,3 +380,20 @@ def test_indisc_compares_the_class_with_its_own_test_samples(results: Path) -> N
     chosen = table.filter(pc.field("attack") == "population_loss").to_pylist()
     sizes = {(row["forget"].partition("(")[0], row["n_negative"]) for row in chosen}
     assert sizes == {("class", 36), ("random", 360)}
+
+
+def test_the_svm_learns_from_test_samples_of_the_classes_that_stay(results: Path) -> None:
+    store = Store.open(str(results))
+    reader = Reader(store)
+    table = store.read_table("audits").filter(pc.field("attack") == "population_svm")
+    rows = [row for row in table.to_pylist() if row["forget"].startswith("class") and row["seed"] == 0]
+    cell = next(cell for cell in plans.recall(store) if cell.id == rows[0]["cell"])
+    states = reader.states(cell.retrains["main", 0, 0])
+    assert states is not None
+    for kind, tasks_of in (("base", cell.bases), ("retrain", cell.retrains)):
+        task = tasks_of["main", 0, 0]
+        confidence = confidence_from_phi(reader.scores([task])[task])
+        others = confidence[len(states) :][reader.labels(task)[1] != 3]
+        sets = [confidence[: len(states)][states == state] for state in (designs.RETAIN, designs.FORGET)]
+        found = [row for row in rows if row["kind"] == kind and row["training"] == PLAIN]
+        assert [row["nonmember_share"] for row in found] == [population_svm(sets[0], others, sets[1])]

@@ -41,8 +41,10 @@ def check_shown(shown: dict[str, list[float]], rows: dict[str, Row], tolerances:
 def test_the_demonstration(lethe: Lethe) -> None:
     rows = {row["label"]: row for row in run_grid(lethe, "digits")}
     retrain, base = rows["Retrain"], rows["Base"]
-    low, high = (float(retrain[f"auc_forgotten_vs_retrained_{end}"]) for end in ("low", "high"))
-    assert low < 0.5 < high
+    for comparison in ("forgotten_vs_retrained", "forgotten_vs_never", "fingerprint"):
+        low, high = (float(retrain[f"auc_{comparison}_{end}"]) for end in ("low", "high"))
+        assert low < 0.5 < high, comparison
+    assert float(retrain["retained_delta_low"]) < 0 < float(retrain["retained_delta_high"])
     assert float(base["auc_forgotten_vs_retrained_low"]) > 0.55
     assert float(base["auc_forgotten_vs_never_low"]) > 0.52  # memory of the sample, not of the method
     assert sum(row["kind"] == "unlearn" for row in rows.values()) == 18

@@ -219,7 +219,8 @@ def test_without_an_audit_nothing_is_said_of_samples(tmp_path: Path) -> None:
     made.remember(make_cell("finetune"))
     (card,) = cards(made)
     assert card["not_shown"] == [
-        "No audit: nothing is known of single samples, only accuracies and one threshold on the loss."
+        "No audit on pairs of bases: only accuracies, attacks with one rule for all samples, and from eight"
+        " seeds on KLoM and the NeurIPS score."
     ]
     assert card["design"] == {"pairs": 0, "forget_sets": 0, "retrains_per_base": 0, "views": None}
     assert words(card)["Design"] == "main track alone" and "Scores" not in words(card)
