@@ -167,10 +167,9 @@ def leave_pair_out(
 ) -> Floats:
     """LLR (models, n) of every model from the other pairs; phi (models, n) or (models, Q, n), pair (models,).
 
-    member (models, n). A pair has two models and counts for the samples that exactly one of them trained on;
-    elsewhere the LLR is NaN, and where a view is missing. Everything, the prior on the variances and the
-    correlation too, comes from the other pairs. Raises ValueError for a wrong shape, fewer than three pairs,
-    a pair of other than two models, an infinite score or an unknown option.
+    member (models, n). A pair counts for the samples that exactly one of its models trained on; elsewhere,
+    and where a view is missing, the LLR is NaN. Everything fitted comes from the other pairs. ValueError for
+    a wrong shape, under three pairs, one of other than two models, an infinite score, an unknown option.
     """
     worlds, rows, inside = _pair_worlds(phi, member, pair)
     high, low = worlds_leave_pair_out(*worlds, variance=variance, combine=combine)
@@ -193,9 +192,8 @@ def worlds_leave_pair_out(
 ) -> tuple[Floats, Floats]:
     """LLR (k, n) of both worlds, each pair scored by the others; phi (k pairs, n) or (k, Q views, n).
 
-    fitted: the IN and the OUT world that the densities come from, where they are not the two that are scored,
-    as for an attacker who knows models before unlearning only. With one view and the defaults this is
-    `attacks.ulira.leave_pair_out`. Raises ValueError as `leave_pair_out` does.
+    fitted: the IN and OUT worlds the densities come from, where they are not the two that are scored, as for
+    an attacker who knows models before unlearning only. One view, no option: `ulira.leave_pair_out`.
     """
     _check_options(variance, combine)
     high, low, present, step, own = _scored_and_fitted(positive, negative, fitted)
@@ -219,9 +217,8 @@ def offline_worlds_leave_pair_out(
     fitted: tuple[ArrayLike, ArrayLike] | None = None,
     sides: int = 1,
 ) -> tuple[Floats, Floats]:
-    """Offline scores (k, n) of both worlds from the other pairs' negative world; as `worlds_leave_pair_out`.
-
-    sides: 1 is `offline_1s`, 2 is `offline_2s`.
+    """`offline_1s` or `offline_2s` (k, n), as sides is 1 or 2, of both worlds from the other pairs' negative
+    world; else as `worlds_leave_pair_out`.
     """
     if sides not in (1, 2):
         raise ValueError(f"sides: {sides} is not allowed; 1 or 2.")
@@ -376,8 +373,7 @@ def _pair_worlds(
     phi: ArrayLike, member: ArrayLike, pair: ArrayLike
 ) -> tuple[tuple[Floats, Floats], Rows, Mask]:
     """((IN, OUT) as (pairs, [Q,] n), rows (pairs, 2), member); NaN where a pair is not complementary."""
-    given = np.asarray(phi)
-    scores(given, "phi", (2, 3))
+    scores(given := np.asarray(phi), "phi", (2, 3))
     inside = membership(member, (given.shape[0], given.shape[-1]))
     rows = pair_rows(pair, len(given))
     a, b = rows.T

@@ -88,9 +88,11 @@ def columns(found: dict[str, Any]) -> dict[str, Any]:
     row = {name: found[name] for name in same if name in found}
     for alpha, suffix in ((0.01, "1pct"), (0.001, "01pct")):
         tpr = found["tpr"][alpha]
-        row[f"tpr_at_{suffix}"] = tpr.tpr if tpr.supported else None
-        row[f"tpr_at_{suffix}_low"] = tpr.low if tpr.supported else None
-        row[f"tpr_at_{suffix}_high"] = tpr.high if tpr.supported else None
+        # Nobody accused at all: the highest score is shared by more than alpha allows.
+        known = tpr.supported and (tpr.tpr > 0 or tpr.false_positives > 0)
+        row[f"tpr_at_{suffix}"] = tpr.tpr if known else None
+        row[f"tpr_at_{suffix}_low"] = tpr.low if known else None
+        row[f"tpr_at_{suffix}_high"] = tpr.high if known else None
         row[f"fpr_at_{suffix}"] = tpr.fpr
         row[f"false_positives_at_{suffix}"] = tpr.false_positives
     return row

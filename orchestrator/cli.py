@@ -341,5 +341,5 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:  # no space, no permission, not a folder, …
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"{what}. What was recorded before is safe; put this right and run again.", file=sys.stderr)
+        print(f"{what}. Results recorded before are safe; put this right and run again.", file=sys.stderr)
         sys.exit(2)

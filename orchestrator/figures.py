@@ -14,7 +14,8 @@ from typing import Any
 from orchestrator import figures_roc
 from orchestrator.figures_roc import RESOLVED, Curve, Figure, Style, thin
 from orchestrator.report_audit import COMPARISONS
-from orchestrator.report_rows import LEAKAGE, CellReport, Entry
+from orchestrator.report_rank import LEAKAGE
+from orchestrator.report_rows import CellReport, Entry
 
 # Six colours of Okabe and Ito that read on white and on black (https://jfly.uni-koeln.de/color/); with three
 # dashes and three symbols they tell 18 methods apart.

@@ -50,7 +50,7 @@ def plan_text(facts: dict[str, Any]) -> str:
     """The plan as a few lines."""
     saved = max(0, facts["unshared_tasks"] - facts["tasks"])
     lines = [
-        f"{facts['tasks']:,} tasks in {facts['cells']} cells:"
+        f"{facts['tasks']:,} tasks in {facts['cells']:,} cell{'' if facts['cells'] == 1 else 's'}:"
         f" {facts['base']:,} base, {facts['retrain']:,} retrain, {facts['unlearn']:,} unlearn.",
         *(
             [f"Without shared bases and retrains: {facts['unshared_tasks']:,}; sharing saves {saved:,}."]

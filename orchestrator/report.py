@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from orchestrator import figures, report_audit, report_card
 from orchestrator.report_card import ENOUGH_PAIRS, TOO_NARROW, Card
 from orchestrator.report_columns import COLUMNS, Column
+from orchestrator.report_rank import RULE
 from orchestrator.report_rows import CellReport, Entry, Report, collect, flat
 from orchestrator.report_tables import FURTHER
 from orchestrator.store import Store
@@ -22,15 +23,6 @@ from orchestrator.store import Store
 FORMATS = ("html", "md", "csv", "latex", "json", "parquet", "card")
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
-RULE = (
-    "Methods are ranked within a cell by the mean of two ranks: RetDev, ascending, and leakage |AUC − 0.5| of"
-    " forgotten against retrained, ascending (in a cell without audit: the distance of Indisc from that of"
-    " retraining; where whole classes were forgotten, RetDev alone). Equal means are ordered by RetDev; a"
-    " value that is not known ranks last. A method whose TA (A_R, where whole classes were forgotten) is on"
-    " average more than 0.1 below that of the retrain of the same seed is flagged “utility lost” and comes"
-    " after all others. An AUC whose whole interval lies below 0.5 is flagged “over-forgetting leaks too”. A"
-    " method without a finished main-track run has no rank. Base and retrain are references."
-)
 INTERVALS = (
     "mean ± half the 95 % t-interval over seeds, value [low, high] with the 95 % cluster-bootstrap interval"
     " over the pairs of bases; n/a: not known."
@@ -86,7 +78,7 @@ def shown(row: dict[str, Any], column: Column) -> str:
         return "; ".join(_notes(row))
     value = row[column.key]
     if value is None:
-        return "" if column.key == "rank" else "n/a"
+        return "" if column.key in ("rank", "pareto") else "n/a"
     if column.style == "plain":
         return str(value)
     low, high, places = row.get(f"{column.key}_low"), row.get(f"{column.key}_high"), column.decimals

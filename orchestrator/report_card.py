@@ -82,6 +82,7 @@ def _card(store: Store, report: Report, found: CellReport) -> Card:
         "tasks": {"hash": digest(sorted(tasks)), "statuses": _statuses(tasks, report.runs)},
         "rows": _rows(found.entries, rows, report.runs),
         "compared": COMPARED,
+        "attacks": sorted({attack for entry in found.entries for attack in entry.attacks}),
         "plans": [_without(plan, "cells") for plan in report.provenance["plans"] if cell.id in plan["cells"]],
         "commits": _distinct(runs, "commit"),
         "versions": [json.loads(text) for text in _distinct(runs, "versions")],
@@ -239,9 +240,8 @@ def facts(card: Card) -> Facts:
         "Compared": [f"{_words(name)}: {card['compared'][name]}" for name in used],
         "Design": [_design_text(design)],
         "Scores": [f"{_words(name)}: {_scores_text(_of(card, name))}" for name in used],
-        "Attack": sorted(
-            {f"{s['attack']}, version {s['attack_version']}" for n in used for s in _of(card, n)}
-        ),
+        "Attacks": [", ".join(f"{name} {version}" for name, version in card["attacks"])]
+        * bool(card["attacks"]),
         "Not shown": card["not_shown"],
         "Runs": [_counts(card["tasks"]["statuses"])],
         "Not done": [

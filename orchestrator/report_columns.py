@@ -27,6 +27,14 @@ COLUMNS = (
         "the method, or Base: before unlearning, or Retrain: without the forget set",
         "plain",
     ),
+    Column(
+        "pareto",
+        "Pareto",
+        "yes: no other method loses as little TA against retraining, leaks as little to the audit, takes as"
+        " few seconds, and is better in one of them",
+        "plain",
+        optional=True,
+    ),
     Column("notes", "Notes", "flags, failures and tasks not run yet", "plain"),
     Column("n", "Seeds", "seeds with a finished run on the main track", "plain"),
     Column("ra", "RA", "accuracy on the retain set"),

@@ -11,14 +11,13 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from attacks import population_loss, ulira
-from orchestrator import audit, catalogue, plans, report_attacks, report_audit
+from orchestrator import audit, catalogue, plans, report_attacks, report_audit, report_rank
 from orchestrator.audit import Reader, Row, rows_of
 from orchestrator.keys import canonical, digest
 from orchestrator.plan import PLAIN, Cell, Key
@@ -26,7 +25,6 @@ from orchestrator.report_audit import Values, finite, interval
 from orchestrator.store import Store
 from workers.designs import FORGET, RETAIN
 
-LEAKAGE = "auc_forgotten_vs_retrained"
 MEASURED = ("ra", "fa", "va", "ta", "ef", "ar", "wall_s", "prepaid_s")
 SEEDED = (*MEASURED, "ret_dev", "ret_dev_own", "indisc", "rte", "utility_price")
 LEDGER = (
@@ -34,8 +32,6 @@ LEDGER = (
     *("kind", "status", "reason", "warnings", "log", "device", "commit", "versions"),
     *("dataset_sha256", "weights_sha256"),
 )
-UTILITY_MARGIN = 0.1  # a method whose TA is further below that of retraining has lost its utility
-UTILITY_LOST, OVER_FORGETS = "utility lost", "over-forgetting leaks too"
 
 Audits = dict[tuple[str, ...], list[dict[str, Any]]]  # which row of the report -> its rows of audits
 
@@ -57,6 +53,7 @@ class Entry:
     row: dict[str, Any]
     curves: dict[str, dict[str, Any]]  # comparison -> its row of audits
     failures: list[Failure]
+    attacks: tuple[tuple[str, int], ...] = ()  # name and version of each attack made on the row
 
 
 @dataclass(frozen=True)
@@ -137,8 +134,8 @@ def _cell_report(ledger: Ledger, cell: Cell, audits: Audits) -> CellReport:
         base = bases.get(entry.row["training"], bases[PLAIN])  # plain where a method could not run
         entry.row.update(report_audit.against_base(entry.curves, base.curves))
         entry.row["indisc_retrain"] = retrain["indisc"]
-        entry.row["flags"] = _flags(entry.row)
-    rank([entry.row for entry in entries])
+        entry.row["flags"] = report_rank.flags(entry.row)
+    report_rank.rank([entry.row for entry in entries])
     return CellReport(cell, sorted(entries, key=_place))
 
 
@@ -169,6 +166,7 @@ def _entry(ledger: Ledger, row: Row, label: str, audits: list[dict[str, Any]]) -
         "label": label,
         "hyperparameters": row.hyperparameters,
         "rank": None,
+        "pareto": None,
         "flags": [],
         "n": len(seeds),
     }
@@ -182,7 +180,8 @@ def _entry(ledger: Ledger, row: Row, label: str, audits: list[dict[str, Any]]) -
     facts |= dict.fromkeys(report_audit.AGAINST_BASE)
     facts |= {"failed": {failure.status: failure.count for failure in failures}, "missing": missing}
     facts["warnings"] = _warnings(ledger, row)
-    return Entry(facts, curves, failures)
+    made = sorted({(found["attack"], found["attack_version"]) for found in audits})
+    return Entry(facts, curves, failures, tuple(made))
 
 
 def _seed_values(ledger: Ledger, row: Row) -> dict[int, Values]:
@@ -272,45 +271,6 @@ def _labels(rows: list[Row]) -> list[str]:
 
 def _identity(columns: dict[str, Any]) -> tuple[str, ...]:
     return tuple(columns[name] for name in ("cell", "kind", "method", "training", "hyperparameters"))
-
-
-# ---- rank and flags ----------------------------------------------------------------------------------------
-
-
-def _flags(row: dict[str, Any]) -> list[str]:
-    if row["kind"] != "unlearn":
-        return []
-    below, upper = row["below_retrain"], row[f"{LEAKAGE}_high"]
-    lost = below is not None and below > UTILITY_MARGIN
-    over = upper is not None and row[LEAKAGE] < 0.5 and upper < 0.5
-    return [UTILITY_LOST] * lost + [OVER_FORGETS] * over
-
-
-def rank(rows: list[dict[str, Any]]) -> None:
-    """Number the methods of a cell that have a finished main-track run; `report.RULE` says how."""
-    ranked = [row for row in rows if row["kind"] == "unlearn" and row["n"]]
-    audited = any(row[LEAKAGE] is not None for row in ranked)
-    by_class = any(row["ef"] is not None for row in ranked)
-    utility = _ranks([row["ret_dev"] for row in ranked])
-    leakage = _ranks([None if by_class and not audited else _leakage(row, audited) for row in ranked])
-    order = sorted(
-        range(len(ranked)),
-        key=lambda i: (UTILITY_LOST in ranked[i]["flags"], utility[i] + leakage[i], utility[i]),
-    )
-    for position, i in enumerate(order, 1):
-        ranked[i]["rank"] = position
-
-
-def _leakage(row: dict[str, Any], audited: bool) -> float | None:
-    """Distance of the AUC from chance; in a cell without audit, of Indisc from that of retraining."""
-    value, ideal = (row[LEAKAGE], 0.5) if audited else (row["indisc"], row["indisc_retrain"])
-    return None if value is None or ideal is None else abs(value - ideal)
-
-
-def _ranks(values: Sequence[float | None]) -> list[float]:
-    """Ascending ranks from 1, equal values share the mean of theirs, unknown ones come last."""
-    filled = [math.inf if value is None else value for value in values]
-    return [sum(o < v for o in filled) + (sum(o == v for o in filled) + 1) / 2 for v in filled]
 
 
 # ---- numbers -----------------------------------------------------------------------------------------------

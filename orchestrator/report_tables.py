@@ -83,47 +83,108 @@ ON_MODELS = (
     ),
 )
 
-BOUNDS = (
-    _range("balanced_accuracy_forgotten_vs_never", "BA at 0", "balanced accuracy at log-likelihood ratio 0"),
-    _bare(
-        "held_out_balanced_accuracy_forgotten_vs_never",
-        "BA, held out",
-        "balanced accuracy at the threshold that the other pairs chose",
-    ),
-    _bare(
-        "best_balanced_accuracy_forgotten_vs_never",
-        "BA, best",
-        "largest over thresholds of the same scores: optimistic, to compare with published tables",
-    ),
-    _range("tpr_forgotten_vs_never_at_1pct", "TPR at 1 % FPR, never", "largest TPR with FPR ≤ 1 %"),
-    _range("tpr_forgotten_vs_never_at_01pct", "TPR at 0.1 % FPR", "largest TPR with FPR ≤ 0.1 %", 4),
-    _bare(
-        "held_out_tpr_forgotten_vs_never",
-        "TPR, held out",
-        "TPR at the threshold that the other pairs chose for FPR ≤ 1 %",
-    ),
-    _bare("held_out_fpr_forgotten_vs_never", "FPR, held out", "the FPR reached there", 4),
-    *(
+
+def _bounds(of: str) -> tuple[Column, ...]:
+    """Thresholds and privacy bounds of one comparison, e.g. forgotten_vs_never."""
+    return (
+        _range(f"balanced_accuracy_{of}", "BA at 0", "balanced accuracy at log-likelihood ratio 0"),
         _bare(
-            f"precision_forgotten_vs_never_at_prior_{percent}pct",
-            f"Precision, {percent} %",
-            f"share of right accusations at FPR ≤ 1 % if {percent} % of all samples had been trained on",
+            f"held_out_balanced_accuracy_{of}",
+            "BA, held out",
+            "balanced accuracy at the threshold that the other pairs chose",
+        ),
+        _bare(
+            f"best_balanced_accuracy_{of}",
+            "BA, best",
+            "largest over thresholds of the same scores: optimistic, to compare with published tables",
+        ),
+        *_rates(of),
+        _bare(
+            f"held_out_tpr_{of}",
+            "TPR, held out",
+            "TPR at the threshold that the other pairs chose for FPR ≤ 1 %",
+        ),
+        _bare(f"held_out_fpr_{of}", "FPR, held out", "the FPR reached there", 4),
+        *(
+            _bare(
+                f"precision_{of}_at_prior_{percent}pct",
+                f"Precision, {percent} %",
+                f"share of right accusations at FPR ≤ 1 % if {percent} % of all samples had been trained on",
+            )
+            for percent in (50, 10, 1)
+        ),
+        _bare(
+            f"epsilon_split_{of}",
+            "ε, split",
+            "lower bound on ε at δ = 0, 95 %, threshold chosen on half of the pairs and judged on the other;"
+            " the scores of a model are taken as independent",
+            2,
+        ),
+        _bare(f"mu_split_{of}", "μ, split", "lower bound on μ of Gaussian privacy, likewise", 2),
+    )
+
+
+def _rates(of: str) -> tuple[Column, ...]:
+    return tuple(
+        column
+        for alpha, percent in (("1pct", "1"), ("01pct", "0.1"))
+        for column in (
+            _range(f"tpr_{of}_at_{alpha}", f"TPR at {percent} %", f"largest TPR with FPR ≤ {percent} %", 4),
+            _bare(f"fpr_{of}_at_{alpha}", f"FPR at {percent} %", "the FPR really reached", 4),
+            Column(
+                f"false_positives_{of}_at_{alpha}",
+                f"False at {percent} %",
+                "false positives behind it; from fewer than 10 allowed no TPR is given",
+                "plain",
+                optional=True,
+            ),
         )
-        for percent in (50, 10, 1)
+    )
+
+
+ONE_RUN = _bare(
+    "epsilon_one_run",
+    "ε, one run",
+    "lower bound on ε, 95 %, from one model of each pair, a tenth of whose samples are guessed",
+    2,
+)
+
+MARKS = (
+    _range("balanced_accuracy_fingerprint", "BA at 0", "balanced accuracy at log-likelihood ratio 0"),
+    *_rates("fingerprint"),
+)
+
+PER_SAMPLE = (
+    *(
+        column
+        for percent in (50, 90, 95, 99)
+        for column in (
+            _bare(
+                f"sample_auc_p{percent}",
+                f"AUC, P{percent}",
+                f"{percent} % quantile over samples of the AUC of φ of one sample, forgotten against"
+                " retrained, over all pairs: noise alone spreads it, so compare with the next column",
+            ),
+            _bare(
+                f"sample_auc_null_p{percent}",
+                f"P{percent} by noise",
+                "the same if nothing leaked, by the number of pairs",
+            ),
+        )
     ),
-    _bare(
-        "epsilon_split_forgotten_vs_never",
-        "ε, split",
-        "lower bound on ε at δ = 0, 95 %, threshold chosen on half of the pairs and judged on the other; the"
-        " scores of a model are taken as independent",
-        2,
+    Column(
+        "exposed_found",
+        "Found",
+        "samples found exposed on half of the pairs, false discoveries ≤ 5 %",
+        "plain",
+        optional=True,
     ),
-    _bare("mu_split_forgotten_vs_never", "μ, split", "lower bound on μ of Gaussian privacy, likewise", 2),
+    Column(
+        "exposed_confirmed", "Confirmed", "of these, found again on the other half", "plain", optional=True
+    ),
+    _bare("exposed_auc", "AUC of found", "mean AUC of those found, on the other half: free of the choice"),
     _bare(
-        "epsilon_one_run",
-        "ε, one run",
-        "lower bound on ε, 95 %, from one model of each pair, a tenth of whose samples are guessed",
-        2,
+        "streisand_retrained", "Streisand, retrain", "share of retrained scores below their own 1 % quantile"
     ),
 )
 
@@ -168,6 +229,11 @@ ONE_FORGET_SET = (
 FURTHER = (
     Table("Other attacks on the pairs", ON_PAIRS),
     Table("Attacks on one model, beside retraining", ON_MODELS),
-    Table("Thresholds and privacy bounds, forgotten against never", BOUNDS),
+    Table(
+        "Thresholds and privacy bounds, forgotten against never", (*_bounds("forgotten_vs_never"), ONE_RUN)
+    ),
+    Table("Thresholds and privacy bounds, forgotten against retrained", _bounds("forgotten_vs_retrained")),
+    Table("Fingerprint: never-seen samples, the method's models against retrained ones", MARKS),
+    Table("Sample by sample, forgotten against retrained", PER_SAMPLE),
     Table("Many models of one forget set", ONE_FORGET_SET),
 )

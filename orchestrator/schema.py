@@ -200,7 +200,7 @@ AUDITS = (
         "tpr_at_1pct",
         _f64,
         "fraction",
-        "largest TPR with FPR ≤ 1 %; null where fewer than 10 false positives are allowed",
+        "largest TPR with FPR ≤ 1 %; null where fewer than 10 false positives are allowed or no threshold reaches it",
     ),
     Column("tpr_at_1pct_low", _f64, "fraction", "lower end of its interval"),
     Column("tpr_at_1pct_high", _f64, "fraction", "upper end"),

@@ -356,7 +356,7 @@ def test_ret_dev_where_the_retrain_errs_on_all_of_the_forget_set(results: Path, 
 def test_what_cannot_run_is_in_the_report_with_its_reason(results: Path, lethe: Lethe) -> None:
     text = lethe("report", "--results", results, "--format", "md").stdout
     random = text.partition("random(fraction=0.2)")[2]
-    assert "| MNC | 2 skipped | 0 |" in random
+    assert "| MNC |  | 2 skipped | 0 |" in random
     assert "MNC: 2 skipped: mnemonic_code forgets whole classes only" in random
     assert "E_F" not in random.partition("## How to read")[0] and "| E_F | A_R |" in text
     assert f"Price of {CODES} training before any deletion: TA of the plain base − TA of" in text

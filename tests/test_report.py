@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator import audit, plans, report, report_audit, report_rows
+from orchestrator import audit, plans, report, report_audit, report_rank, report_rows
 from orchestrator.config import Grid
 from orchestrator.plan import Cell, Plan, Variant
 from orchestrator.report import render
-from orchestrator.report_rows import OVER_FORGETS, UTILITY_LOST
+from orchestrator.report_rank import MARKED, OVER_FORGETS, UTILITY_LOST
 from orchestrator.store import Store, score_folder, score_rows
 from workers.designs import FORGET, OUT, RETAIN, VAL, pack
 
@@ -215,11 +215,12 @@ def _audited(made: Synthetic) -> Cell:
 def _row(name: str, ret_dev: float | None, auc: float | None, **more: Any) -> dict[str, Any]:
     row = {"kind": "unlearn", "method": name, "n": 2, "rank": None, "ret_dev": ret_dev, "flags": []}
     row |= {"auc_forgotten_vs_retrained": auc, "auc_forgotten_vs_retrained_high": None}
+    row |= {"auc_fingerprint_low": None, "auc_fingerprint_high": None, "wall_s": 1.0}
     return row | {"ef": None, "indisc": None, "indisc_retrain": 0.9, "below_retrain": 0.0} | more
 
 
 def _order(*rows: dict[str, Any]) -> list[str]:
-    report_rows.rank(list(rows))
+    report_rank.rank(list(rows))
     return [row["method"] for row in sorted(rows, key=lambda row: row["rank"] or 99) if row["rank"]]
 
 
@@ -270,8 +271,29 @@ def test_lost_utility_ranks_after_all_others() -> None:
 )
 def test_flags(below: float | None, auc: float, high: float, flags: list[str]) -> None:
     row = _row("a", 0.1, auc, below_retrain=below, auc_forgotten_vs_retrained_high=high)
-    assert report_rows._flags(row) == flags
-    assert report_rows._flags(row | {"kind": "base"}) == []
+    assert report_rank.flags(row) == flags
+    assert report_rank.flags(row | {"kind": "base"}) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marked"), [(0.61, 0.9, True), (0.59, 0.9, False), (0.1, 0.39, True), (0.3, 0.41, False)]
+)
+def test_a_fingerprint_far_from_one_half_is_a_mark(low: float, high: float, marked: bool) -> None:
+    row = _row("a", 0.1, 0.6, auc_fingerprint_low=low, auc_fingerprint_high=high)
+    assert report_rank.flags(row) == [MARKED] * marked
+
+
+def test_the_pareto_front_has_whom_none_beats() -> None:
+    best, slower = (
+        _row("a", 0.1, 0.55, below_retrain=0.01),
+        _row("b", 0.1, 0.55, below_retrain=0.01, wall_s=2.0),
+    )
+    cheap = _row("c", 0.1, 0.9, below_retrain=0.02, wall_s=0.1)
+    over = _row("d", 0.1, 0.45, below_retrain=-0.3)  # more accurate than retraining is not better than equal
+    equal, unknown = _row("e", 0.1, 0.45, below_retrain=0.0), _row("f", 0.1, None)
+    rows = [best, slower, cheap, over, equal, unknown]
+    report_rank.rank(rows)
+    assert [row["pareto"] for row in rows] == ["no", "no", "yes", "yes", "yes", None]
 
 
 def test_a_method_far_below_its_retrain_is_flagged_in_every_table(tmp_path: Path) -> None:
@@ -442,7 +464,13 @@ def test_parquet_has_the_rows_of_csv_with_types(made: Synthetic) -> None:
 def test_exposed_samples_are_listed_up_to_two_hundred(
     made: Synthetic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    curve = {"attack": "ulira", "comparison": "forgotten_vs_retrained", "pairs": 18, "auc": 0.6}
+    curve = {
+        "attack": "ulira",
+        "attack_version": 1,
+        "comparison": "forgotten_vs_retrained",
+        "pairs": 18,
+        "auc": 0.6,
+    }
     curve |= {"n_negative": 1000, "n_positive": 1000, "samples": 500, "missing": 0}
     curve |= {"exposed_confirmed": 1234, "exposed_ids": list(range(5000, 6234))}
     monkeypatch.setattr(audit, "current", _with(audit.current, curve))
@@ -504,7 +532,13 @@ def test_the_curves_start_where_rates_can_be_resolved(
     fpr = [1e-5, 1e-3, 1e-2, 0.1, 1.0]
     curve = {"roc_fpr": fpr, "roc_tpr": [0, 0, 0.1, 0.4, 1], "roc_low": [0, 0, 0, 0.3, 1]}
     curve |= {"roc_high": [0.1, 0.1, 0.2, 0.5, 1], "n_negative": 1000, "n_positive": 1000, "samples": 500}
-    curve |= {"attack": "ulira", "comparison": "forgotten_vs_retrained", "pairs": 8, "auc": float("nan")}
+    curve |= {
+        "attack": "ulira",
+        "attack_version": 1,
+        "comparison": "forgotten_vs_retrained",
+        "pairs": 8,
+        "auc": float("nan"),
+    }
     known = audit.current
     monkeypatch.setattr(audit, "current", _with(known, curve))
     (cell,) = report_rows.collect(made.store).cells
