@@ -327,7 +327,7 @@ def doctor(results: Results = "results", data: Data = "data") -> None:
 
     failed = 0
     for name, good, text in checks(results, data):
-        print(f"{'ok  ' if good else 'FAIL'}  {name:<12} {text}")
+        print(f"{'ok  ' if good else 'FAIL'}  {name:<14} {text}")
         failed += not good
     raise typer.Exit(1 if failed else 0)
 

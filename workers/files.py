@@ -270,7 +270,10 @@ def prepare_batches(dataset: Any, folder: Path, source: Any) -> str:
 
 
 def read_mat(path: Path, *names: str) -> list[np.ndarray]:
-    """Variables of a MATLAB 5 file; ValueError when it is none or one is missing."""
+    """Variables of a MATLAB 5 file; ValueError when it is none or one is missing.
+
+    Check the file's sum first: scipy's reader was seen to crash the process on files with one byte changed.
+    """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
