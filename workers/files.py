@@ -42,20 +42,20 @@ def what_to_run(name: str, folder: Path) -> str:
 
 
 @contextmanager
-def reading(name: str, folder: Path, path: Path) -> Iterator[None]:
+def reading(name: str, folder: Path, path: Path, first: str = "") -> Iterator[None]:
     """Whatever goes wrong inside with the file `path` of dataset `name`, as one line: FileNotFoundError when
-    it is missing, Damaged when it is cut, foreign or unreadable.
+    it is missing, Damaged when it is cut, foreign or unreadable. first: what to do before the command to run.
     """
+    to_do = f"{first} {what_to_run(name, folder)}".strip()
     try:
         yield
     except Damaged:
         raise
     except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: {path} is missing. {what_to_run(name, folder)}") from None
+        raise FileNotFoundError(f"{name}: {path} is missing. {to_do}") from None
     except DECODING as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        line = f"{name}: {path} cannot be used: {reason[:200].rstrip('.')}. {what_to_run(name, folder)}"
-        raise Damaged(line) from error
+        raise Damaged(f"{name}: {path} cannot be used: {reason[:200].rstrip('.')}. {to_do}") from error
 
 
 def check_md5(path: Path, md5: str) -> None:

@@ -19,6 +19,7 @@ from workers.files import pictures, read_jpeg, reading, what_to_run
 
 AGE = re.compile(r"([0-9]{1,3})_")
 SPLIT_SEED = 123  # the paper's
+BY_HAND = "Replace it by hand."
 
 
 class Utkface:
@@ -54,12 +55,12 @@ class Utkface:
                 "utkface: fetch the aligned and cropped images by hand (susanqq.github.io/UTKFace) and put"
                 f" the folder UTKFace or UTKFace.zip into {folder}. {what_to_run(self.name, folder)}"
             )
-        with reading(self.name, folder, source), pictures(source) as (every, read):
+        with reading(self.name, folder, source, BY_HAND), pictures(source) as (every, read):
             names, told = self._aged(every, str(source))
             names = [names[i] for i in np.random.default_rng(SPLIT_SEED).permutation(len(names))]
             images = np.empty((len(names), 3, self.size, self.size), np.uint8)
             for place, name in enumerate(names):
-                with reading(self.name, folder, source / name):
+                with reading(self.name, folder, source / name, BY_HAND):
                     images[place] = read_jpeg(read(name), self.size)
         labels = np.clip(np.array([int(Path(name).name.split("_")[0]) for name in names]) // 20, 0, 4)
         test = len(names) // 5
