@@ -171,10 +171,11 @@ def assert_equal(data: Arrays, parts: Any) -> None:
 
 
 def zipped(files: dict[str, bytes], path: Path, *folders: str) -> None:
+    """The files in the first folder of a zip, other pictures of the same names in further ones."""
     with zipfile.ZipFile(path, "w") as archive:
-        for folder in folders:
+        for place, folder in enumerate(folders):
             for name, data in reversed(files.items()):
-                archive.writestr(folder + name, data)
+                archive.writestr(folder + name, data if place == 0 else jpeg(99))
 
 
 def write_to(path: Path, data: bytes) -> Path:

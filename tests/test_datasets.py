@@ -57,7 +57,6 @@ def test_mnist_is_resized_as_torchvision_resizes_pil_images(
 
 def test_the_resized_image_is_known() -> None:
     """A bright column 10 of 28: at 28 / 32 per pixel, column c of the result sees (c + ½) · 28 / 32 − ½."""
-
     image = np.zeros((1, 28, 28), np.uint8)
     image[0, :, 10] = 200
     row = resized(image, 32)[0, 0, 5].astype(float)
@@ -110,7 +109,14 @@ def test_utkface_has_ages_by_twenty_years_and_a_split_of_sorted_names(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "folders", [("",), ("UTKFace/",), ("./UTKFace/",), ("a/crop_part1/", "UTKFace/", "a/UTKFace/", "crop/")]
+    "folders",
+    [
+        ("",),
+        ("UTKFace/",),
+        ("./UTKFace/",),
+        ("a/UTKFace/", "A_part/", "a/crop_part1/", "b/UTKFace/", "a/b/UTKFace/"),
+        ("faces/", "other/faces/", "zzz/"),
+    ],
 )
 def test_a_zip_gives_what_its_folder_gives(folders: tuple[str, ...], tmp_path: Path) -> None:
     files = write_faces(tmp_path / "folder")

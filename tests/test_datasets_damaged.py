@@ -39,7 +39,8 @@ from tests.dataset_files import (
     write_to,
     zipped,
 )
-from workers.files import DECODING, read_batch, read_idx, read_jpeg
+from workers.files import DECODING, read_batch, read_idx, read_jpeg, reading
+from workers.run_task import TimeLimit
 
 # ---- missing, cut, foreign -------------------------------------------------------------------------------
 
@@ -80,6 +81,13 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("workers.datasets.svhn.check_md5", refuse)
     assert "train_32x32.mat cannot be used: Permission denied. " in the_line("svhn", tmp_path)
+
+
+def test_a_time_limit_or_too_little_memory_is_no_damage(tmp_path: Path) -> None:
+    """What strikes while a file is read keeps its own kind of failure."""
+    for error in (TimeLimit("longer than 1 s"), MemoryError()):
+        with pytest.raises(type(error)), reading("mnist", tmp_path, tmp_path / "x"):
+            raise error
 
 
 WRONG_IDX = [
