@@ -269,7 +269,10 @@ def prepare(
     datasets: Annotated[list[str], typer.Argument(metavar="DATASET…")],
     data: Data = "data",
 ) -> None:
-    """Download and verify datasets. The only command that needs the internet."""
+    """Download and verify datasets. The only command that needs the internet.
+
+    `utkface` is fetched by hand; this says where to put it and verifies it.
+    """
     from orchestrator import catalogue
 
     known = catalogue.plugins("datasets")
@@ -278,12 +281,16 @@ def prepare(
         raise UserError(
             *(f"unknown dataset {n!r}.{nearest(n, known)}  `lethe list datasets` shows all." for n in unknown)
         )
+    from http.client import HTTPException
+
     from methods.base import plugin
 
     for name in datasets:
         try:
             where = plugin("workers.datasets", name)().prepare(Path(data))
-        except (OSError, RuntimeError) as error:
+        except FileNotFoundError as error:  # the dataset's own line on what is missing or damaged
+            raise UserError(str(error)) from None
+        except (OSError, RuntimeError, HTTPException) as error:
             raise UserError(f"{name}: could not be fetched ({' '.join(str(error).split())[:200]}).") from None
         print(f"{name}: {where}")
 
@@ -320,7 +327,7 @@ def doctor(results: Results = "results", data: Data = "data") -> None:
 
     failed = 0
     for name, good, text in checks(results, data):
-        print(f"{'ok  ' if good else 'FAIL'}  {name:<12} {text}")
+        print(f"{'ok  ' if good else 'FAIL'}  {name:<14} {text}")
         failed += not good
     raise typer.Exit(1 if failed else 0)
 

@@ -70,11 +70,14 @@ def _results(uri: str) -> tuple[bool, str]:
 
 
 def _dataset(name: str, data: str) -> tuple[bool, str]:
-    """A missing dataset is no fault: it is fetched when it is wanted."""
+    """A missing dataset is no fault: it is fetched when it is wanted. A damaged one is."""
     from methods.base import plugin
+    from workers.files import Damaged, what_to_run
 
     try:
         arrays = plugin("workers.datasets", name)().load(Path(data))
+    except Damaged as error:
+        return False, str(error)
     except FileNotFoundError:
-        return True, f"not in {data}; `lethe prepare {name}` fetches it"
+        return True, f"not in {data}. {what_to_run(name, Path(data))}"
     return True, f"{len(arrays.pool_labels)} + {len(arrays.test_labels)} samples"

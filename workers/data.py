@@ -7,8 +7,9 @@ waits for the device.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,18 @@ class DeviceDataset:
     """A dataset on the device: the pool first, then the test set; sample ids are positions."""
 
     def __init__(self, plugin: Any, arrays: Arrays, device: torch.device) -> None:
-        images = np.concatenate([arrays.pool_images, arrays.test_images])
         labels = np.concatenate([arrays.pool_labels, arrays.test_labels]).astype(np.int64)
         self.name: str = plugin.name
         self.num_classes: int = plugin.num_classes
         self.n_pool = len(arrays.pool_labels)
         self.host_labels = labels
-        self.sample_sha256 = _sample_hashes(images, labels)
+        self.sample_sha256 = _sample_hashes(chain(arrays.pool_images, arrays.test_images), labels)
         self.sha256 = hashlib.sha256(b"".join(self.sample_sha256)).hexdigest()
-        self.images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        # Each part goes straight to its place: a joined copy would double the memory of large images.
+        size = (len(labels), *arrays.pool_images.shape[1:])
+        self.images = torch.empty(size, dtype=torch.uint8, device=device)
+        self.images[: self.n_pool] = torch.from_numpy(np.ascontiguousarray(arrays.pool_images))
+        self.images[self.n_pool :] = torch.from_numpy(np.ascontiguousarray(arrays.test_images))
         self.labels = torch.from_numpy(labels).to(device)
         shape = (1, -1, 1, 1)
         mean, std = torch.tensor(plugin.mean).view(shape), torch.tensor(plugin.std).view(shape)
@@ -182,7 +186,7 @@ class UnlearnData:
             raise PermissionError(f"the method reads {name} but `needs` is {self._needs}")
 
 
-def _sample_hashes(images: np.ndarray, labels: np.ndarray) -> list[bytes]:
+def _sample_hashes(images: Iterable[np.ndarray], labels: np.ndarray) -> list[bytes]:
     """SHA-256 of each sample's raw pixels followed by its label (int64, little endian)."""
     ends = labels.astype("<i8")
     return [
