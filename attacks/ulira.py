@@ -39,7 +39,7 @@ from attacks.bootstrap import (
     cluster_bootstrap,
     pair_weights,
 )
-from attacks.metrics import MIN_FALSE_POSITIVES, auc, balanced_accuracy, best_counts
+from attacks.metrics import MIN_FALSE_POSITIVES, auc, balanced_accuracy, best_counts, mean_interval
 from attacks.moderation import VariancePrior, log_predictive, variance_floor, variance_prior
 from attacks.moments import Moments, total, without_each
 
@@ -86,6 +86,9 @@ class Comparison:
     auc: float
     auc_low: float
     auc_high: float
+    auc_by_pair: float  # mean over pairs of the AUC within each, with Student-t limits over pairs
+    auc_by_pair_low: float
+    auc_by_pair_high: float
     tpr: dict[float, TprEstimate]  # keyed by alpha: 0.01 and 0.001
     balanced_accuracy: float  # at LLR = 0
     balanced_accuracy_low: float
@@ -184,7 +187,7 @@ def judged(
     """
     high, low = floats(array(positive)), floats(array(negative))
     found = _estimates(high, low, pair_weights(len(high), replicates, seed), level, np.empty(0))
-    return {name: found[name] for name in ("auc", "auc_low", "auc_high", "auc_replicates", "tpr")}
+    return {name: value for name, value in found.items() if name.startswith(("auc", "tpr"))}
 
 
 def _mean_over_views(positive: Given, negative: Given) -> tuple[Floats, Floats]:
@@ -271,6 +274,7 @@ def _estimates(
         "auc_low": area_limits[0],
         "auc_high": area_limits[1],
         "auc_replicates": centred(resampled.auc, binned.auc[0], area, SHARED_FITS),
+        **_by_pair(positive, negative, level),
         "balanced_accuracy": accuracy,
         "balanced_accuracy_low": accuracy_limits[0],
         "balanced_accuracy_high": accuracy_limits[1],
@@ -291,6 +295,14 @@ def _estimates(
         "roc_low": tpr_limits[head:, 0],
         "roc_high": tpr_limits[head:, 1],
     }
+
+
+def _by_pair(positive: Floats, negative: Floats, level: float) -> dict[str, float]:
+    """One AUC per pair that has scores, then their mean: no threshold is shared between models."""
+    pairs = zip(positive, negative, strict=True)
+    areas = [auc(_present(high), _present(low)) for high, low in pairs if len(_present(high))]
+    mean, low, high = mean_interval(areas, level)
+    return {"auc_by_pair": mean, "auc_by_pair_low": max(0.0, low), "auc_by_pair_high": min(1.0, high)}
 
 
 def _loss_estimates(positive: Floats, negative: Floats, weights: NumpyFloats, level: float) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from orchestrator.plan import PLAIN, Cell, Key, References
 from orchestrator.store import Store, new_part, score_folder
 from workers.designs import FORGET, unpack
 
-version = 5  # of what a row of audits holds: raise it when rows are to be computed again
+version = 6  # of what a row of audits holds: raise it when rows are to be computed again
 ENTROPIES = ("entropy", "modified_entropy")
 COLUMNS = ("task_id", "kind", "dataset", "architecture", "method", "design", "status", "part", "ra", "ta")
 

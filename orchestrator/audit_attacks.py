@@ -81,6 +81,7 @@ def columns(found: dict[str, Any]) -> dict[str, Any]:
     """Fields of `ulira.Comparison` as columns of the table audits."""
     same = (
         *("pairs", "samples", "n_positive", "n_negative", "auc", "auc_low", "auc_high", "auc_replicates"),
+        *("auc_by_pair", "auc_by_pair_low", "auc_by_pair_high"),
         *("loss_auc", "loss_auc_low", "loss_auc_high", "nu0_positive", "nu0_negative", "collapsed"),
         *("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high"),
         *("roc_fpr", "roc_tpr", "roc_low", "roc_high"),

@@ -13,6 +13,7 @@ from attacks import exposed
 from attacks.bootstrap import paired_difference
 
 COMPARISONS = ("forgotten_vs_retrained", "forgotten_vs_never", "fingerprint")
+TEMPLATES = ("auc_{}", "auc_by_pair_{}", "balanced_accuracy_{}", "tpr_{}_at_1pct", "tpr_{}_at_01pct")
 AGAINST_BASE = tuple(
     name + end for name in ("leakage_left", "retained_delta") for end in ("", "_low", "_high")
 )
@@ -32,7 +33,13 @@ def comparisons(curves: Curves) -> dict[str, Any]:
     columns = {"audit_missing" if name == "missing" else name: first.get(name) for name in names}
     for comparison in COMPARISONS:
         found = curves.get(comparison, {})
-        for template in ("auc_{}", "balanced_accuracy_{}", "tpr_{}_at_1pct", "tpr_{}_at_01pct"):
+        for template in (
+            "auc_{}",
+            "auc_by_pair_{}",
+            "balanced_accuracy_{}",
+            "tpr_{}_at_1pct",
+            "tpr_{}_at_01pct",
+        ):
             source = template.replace("_{}", "")
             for end in ("", "_low", "_high"):
                 columns[template.format(comparison) + end] = finite(found.get(source + end))

@@ -87,6 +87,11 @@ ON_MODELS = (
 def _bounds(of: str) -> tuple[Column, ...]:
     """Thresholds and privacy bounds of one comparison, e.g. forgotten_vs_never."""
     return (
+        _range(
+            f"auc_by_pair_{of}",
+            "AUC by pair",
+            "mean over pairs of the AUC within each, with a t-interval over pairs: no threshold is shared",
+        ),
         _range(f"balanced_accuracy_{of}", "BA at 0", "balanced accuracy at log-likelihood ratio 0"),
         _bare(
             f"held_out_balanced_accuracy_{of}",

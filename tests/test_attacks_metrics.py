@@ -1,19 +1,25 @@
 """AUC, operating points, balanced accuracy and intervals."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import ndtr, ndtri
 
 from attacks.metrics import (
     auc,
     balanced_accuracy,
     best_counts,
     clopper_pearson,
+    delong,
     expanded_percentile_interval,
+    mean_interval,
     roc,
     tpr_at_fpr,
+    tpr_standard_error,
 )
 
 # Few distinct values, so that ties are the rule.
@@ -142,5 +148,64 @@ def test_expanded_interval_covers_with_eight_clusters():
     ],
 )
 def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ---- standard errors of one model ------------------------------------------------------------------------
+
+
+def test_delong_is_the_count_over_pairs_of_scores() -> None:
+    high, low = np.array([3.0, 1.0, 2.0, 2.0]), np.array([2.0, 0.0, 1.0])
+    wins = (high[:, None] > low) + 0.5 * (high[:, None] == low)
+    area, error = delong(high, low)
+    assert area == pytest.approx(wins.mean()) == pytest.approx(auc(high, low))
+    by_hand = wins.mean(axis=1).var(ddof=1) / 4 + wins.mean(axis=0).var(ddof=1) / 3
+    assert error == pytest.approx(math.sqrt(by_hand))
+
+
+def test_delong_is_the_exchangeable_error_where_nothing_is_told() -> None:
+    rng = np.random.default_rng(0)
+    n1, n0 = 300, 700
+    found = np.array([delong(rng.normal(size=n1), rng.normal(size=n0)) for _ in range(400)])
+    exact = math.sqrt((n1 + n0 + 1) / (12 * n1 * n0))
+    assert found[:, 1].mean() == pytest.approx(exact, rel=0.02)
+    assert found[:, 0].std() == pytest.approx(exact, rel=0.1)
+
+
+def test_delong_of_pooled_models_is_too_small_and_the_mean_of_pairs_is_not() -> None:
+    """Models with levels of their own: the spread between them is what DeLong cannot see."""
+    rng = np.random.default_rng(1)
+    covered = np.zeros(2)
+    for _ in range(200):
+        shift = rng.normal(1, 0.5, (16, 1))
+        high, low = rng.normal(size=(16, 100)) + shift, rng.normal(size=(16, 100))
+        truth = float(ndtr(1 / math.sqrt(2.25)))  # of pooled scores: the shift adds its variance
+        area, error = delong(high.ravel(), low.ravel())
+        covered[0] += abs(area - truth) < 1.96 * error
+        _, bottom, top = mean_interval([auc(a, b) for a, b in zip(high, low, strict=True)])
+        covered[1] += bottom < truth < top
+    assert covered[0] / 200 < 0.6 and covered[1] / 200 > 0.9
+
+
+def test_the_error_of_a_tpr_counts_the_threshold_too() -> None:
+    rng = np.random.default_rng(2)
+    n1, n0, d, alpha = 500, 500, 1.0, 0.1
+    threshold = float(ndtri(1 - alpha))
+    tpr, slope = 1 - float(ndtr(threshold - d)), math.exp(d * threshold - d * d / 2)
+    found = [tpr_at_fpr(rng.normal(d, 1, n1), rng.normal(size=n0), alpha).tpr for _ in range(600)]
+    assert np.std(found) == pytest.approx(tpr_standard_error(tpr, alpha, n1, n0, slope), rel=0.12)
+    assert np.std(found) > 1.2 * math.sqrt(tpr * (1 - tpr) / n1), "the threshold moves, too"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: delong([1.0], [0.0, 1.0]), "delong: 1 and 2"),
+        (lambda: mean_interval([0.5]), "1 value is too few"),
+        (lambda: tpr_standard_error(1.2, 0.1, 5, 5, 1.0), "1.2"),
+    ],
+)
+def test_errors_of_one_model_refuse_bad_input(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
