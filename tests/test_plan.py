@@ -253,7 +253,7 @@ def test_plan_json_has_the_keys_scripts_rely_on(lethe: Lethe, write_grid: Callab
     assert {key: facts[key] for key in expected} == expected
     assert facts["done"] == 0 and facts["gpu_hours"] is None
     text = lethe("plan", grid).stdout
-    assert "3 tasks in 1 cells: 1 base, 1 retrain, 1 unlearn." in text
+    assert "3 tasks in 1 cell: 1 base, 1 retrain, 1 unlearn." in text
     assert sorted(path.name for path in grid.parent.iterdir()) == ["grid.yaml"]  # a plan writes nothing
 
 

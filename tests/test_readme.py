@@ -25,7 +25,7 @@ def test_the_grid_is_valid_and_small_enough_to_plan(lethe: Lethe, tmp_path: Path
     path.write_text(text)
     done = lethe("plan", path)
     assert done.returncode == 0, done.stderr
-    assert "tasks in 1 cells" in done.stdout
+    assert "tasks in 1 cell" in done.stdout
 
 
 def lethe_commands() -> list[str]:
