@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import catalogue
+from orchestrator import catalogue, forget_recipes
 from orchestrator.errors import UserError, nearest
 from orchestrator.parameters import check_parameters
 from orchestrator.strict_yaml import read_yaml
@@ -41,6 +41,7 @@ class Choice(Strict):
 
     name: str
     parameters: dict[str, Any] = {}
+    ids: tuple[int, ...] | None = Field(None, exclude=True, repr=False)  # what a file of sample ids holds
 
 
 class Training(Strict):
@@ -198,6 +199,7 @@ class Grid(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:
         problems = [*self._class_problems(), *self._audit_problems(), *self._selector_problems()]
+        problems += forget_recipes.problems(self.datasets, self.forget, self.val_fraction, self.audit)
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -276,7 +278,7 @@ def load(path: str) -> Grid:
         grid = Grid.model_validate(data)
     except ValidationError as error:
         raise UserError(*_lines(path, error), *_hidden(path, data, error)) from None
-    return _with_hyperparameters(path, grid)
+    return forget_recipes.with_lists(path, _with_hyperparameters(path, grid))
 
 
 def _hidden(path: str, data: dict[str, Any], error: ValidationError) -> list[str]:

@@ -14,17 +14,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from orchestrator import catalogue
+from orchestrator import catalogue, forget_recipes
 from orchestrator.config import Choice, Grid
 from orchestrator.keys import derived_seed, digest, present
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One of base, retrain, unlearn. `spec` holds everything that decides the result; its digest is `id`."""
+    """One of base, retrain, unlearn. `spec` holds everything that decides the result; its digest is `id`.
+
+    after: ids of tasks whose scores it needs, all of which must be done before.
+    """
 
     id: str
     spec: dict[str, Any]
+    after: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -113,12 +117,14 @@ class Plan:
     """All tasks of a grid, every base before what starts from it, and the cells they make up.
 
     impossible: tasks that cannot run, as the method is not made for the forget recipe, with the reason.
+    lists: sample ids that recipes only name, by the hash in the specifications.
     """
 
     grid: Grid
     tasks: list[Task]
     cells: list[Cell]
     impossible: list[tuple[Task, str]] = field(default_factory=list)
+    lists: dict[str, list[int]] = field(default_factory=dict)
 
     @cached_property
     def by_id(self) -> dict[str, Task]:
@@ -154,7 +160,9 @@ def forget_label(recipe: dict[str, Any] | None) -> str:
     """'random(fraction=0.1)' for a forget recipe, '' for none."""
     if recipe is None:
         return ""
-    return f"{recipe['name']}({_inside(recipe['parameters'])})"
+    listed = recipe.get("ids", {})
+    shown = recipe["parameters"] | ({**listed, "sha256": listed["sha256"][:12]} if listed else {})
+    return f"{recipe['name']}({_inside(shown)})"
 
 
 def _inside(values: dict[str, Any]) -> str:
@@ -172,7 +180,7 @@ def make_plan(grid: Grid) -> Plan:
             cells += [builder.cell(choice) for choice in grid.forget]
             tasks |= builder.tasks
             impossible |= builder.impossible
-    return Plan(grid, list(tasks.values()), cells, list(impossible.values()))
+    return Plan(grid, list(tasks.values()), cells, list(impossible.values()), forget_recipes.lists(grid))
 
 
 class _Builder:
@@ -192,14 +200,16 @@ class _Builder:
         further = {"views": audit.views, "columns": sorted(set(audit.columns)) or None} if audit else {}
         self.scored = present(further)
 
-    def add(self, spec: dict[str, Any]) -> str:
-        task = Task(digest(spec), spec)
+    def add(self, spec: dict[str, Any], after: tuple[str, ...] = ()) -> str:
+        task = Task(digest(spec), spec, after)
         self.tasks.setdefault(task.id, task)
         return task.id
 
     def cell(self, choice: Choice) -> Cell:
-        forget = _with_defaults("forget", choice)
+        forget = forget_recipes.specification(self.dataset, choice)
         constants = catalogue.plugins("forget")[choice.name].constants
+        after = self._audit_bases() if choice.name == "memorised" else ()
+        forget |= {"bases": digest(after)} if after else {}
         identity = {**self.common, "recipes": self.recipes, "forget": forget, "val": self.grid.val_fraction}
         sets = self._forget_sets(choice.name)
         wanted = self.grid.audit.retrains_per_base if self.grid.audit else 0
@@ -222,15 +232,20 @@ class _Builder:
                 fitting.setdefault(method.training, []).append(variant)
             else:
                 self._skip(variant, forget, method.scope)
-        for place in self._places(sets):
+        for place in self._places(sets, forget):
             for training, variants in fitting.items():
-                self._fill(cell, forget, place, training, variants)
+                self._fill(cell, forget, place, training, variants, after)
         return cell
 
+    def _audit_bases(self) -> tuple[str, ...]:
+        """The bases of the audit track with plain training, which are added where they are not there yet."""
+        places = [place for place in self._places(1, {}) if place.track == "audit"]
+        return tuple(self._base(place, PLAIN) for place in places)
+
     def _forget_sets(self, forget: str) -> int:
-        """Forget sets per base of the audit track: one where whole classes go."""
-        whole = catalogue.plugins("forget")[forget].scope == "class"
-        return 0 if self.grid.audit is None else 1 if whole else self.grid.audit.forget_sets
+        """Forget sets per base of the audit track: one where e.g. whole classes go."""
+        many = 0 if self.grid.audit is None else self.grid.audit.forget_sets
+        return {"many": many, "one": min(many, 1), "none": 0}[catalogue.plugins("forget")[forget].audit_sets]
 
     def _variant(self, method: catalogue.Plugin) -> Variant:
         values = self.methods[method.name]["hyperparameters"]
@@ -249,15 +264,17 @@ class _Builder:
     def _skip(self, variant: Variant, forget: dict[str, Any], scope: str) -> None:
         """Note that a method cannot run on a forget recipe, as a task for each seed of the main track."""
         reason = f"{variant.method} forgets {SCOPES[scope]}, and the forget recipe is {forget_label(forget)}"
-        for place in self._places(0):
+        for place in self._places(0, forget):
             spec = {**self.common, "members": place.members, "seed": place.seed, "kind": "unlearn"}
             spec |= {"forget": forget, "method": self.methods[variant.method]}
             task = Task(digest(spec), spec)
             variant.tasks[place.track, place.seed, 0] = task.id
             self.impossible[task.id] = (task, reason)
 
-    def _places(self, audit_sets: int) -> Iterator[_Place]:
+    def _places(self, audit_sets: int, forget: dict[str, Any]) -> Iterator[_Place]:
+        """Listed samples are kept out of the validation set, so that their bases are others."""
         val = {"val_fraction": self.grid.val_fraction}
+        val |= {"listed": forget["ids"]["sha256"]} if "ids" in forget else {}
         for seed in self.grid.seeds:
             yield _Place("main", seed, {"track": "main", **val}, 1, True)
         audit = self.grid.audit
@@ -265,17 +282,39 @@ class _Builder:
             members = {"track": "audit", **val, "pair": base // 2, "half": base % 2}
             yield _Place("audit", base, members, audit_sets, False)
 
+    def _names(self, place: _Place) -> tuple[Any, ...]:
+        return (self.dataset, self.architecture, place.track, place.seed)
+
+    def _common(self, place: _Place) -> dict[str, Any]:
+        """What the specifications of all tasks of one place share."""
+        scored = {} if place.fixed else self.scored
+        return {**self.common, **scored, "members": place.members, "seed": place.seed}
+
+    def _base_seeds(self, place: _Place, training: str) -> dict[str, int]:
+        names = self._names(place)
+        codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
+        return {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
+
+    def _base(self, place: _Place, training: str) -> str:
+        """Add the base of one place and training recipe."""
+        recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
+        seeds = self._base_seeds(place, training)
+        return self.add({**self._common(place), "kind": "base", "training": recipe, "seeds": seeds})
+
     def _fill(
-        self, cell: Cell, forget: dict[str, Any], place: _Place, training: str, variants: list[Variant]
+        self,
+        cell: Cell,
+        forget: dict[str, Any],
+        place: _Place,
+        training: str,
+        variants: list[Variant],
+        after: tuple[str, ...],
     ) -> None:
         """Add the base of one place and training recipe, and everything that starts from its members."""
-        names = (self.dataset, self.architecture, place.track, place.seed)
+        names, common = self._names(place), self._common(place)
         recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
-        scored = {} if place.fixed else self.scored
-        common = {**self.common, **scored, "members": place.members, "seed": place.seed}
-        codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
-        seeds = {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
-        base = self.add({**common, "kind": "base", "training": recipe, "seeds": seeds})
+        base, seeds = self._base(place, training), self._base_seeds(place, training)
+        codes = {"codes": seeds["codes"]} if "codes" in seeds else {}
         references = cell.references(PLAIN)
         if training != PLAIN:
             references = cell.changed.setdefault(variants[0].training, References({}, {}))
@@ -287,7 +326,7 @@ class _Builder:
             if place.fixed or index < cell.retrains_per_base:
                 own = self._retrain_seeds(names, index, place, seeds) | codes
                 references.retrains[key] = self.add(
-                    {**common, "kind": "retrain", "forget": chosen, "training": recipe, "seeds": own}
+                    {**common, "kind": "retrain", "forget": chosen, "training": recipe, "seeds": own}, after
                 )
             starts = {**common, "base": base, "precision": recipe["precision"], "forget": chosen}
             for variant in variants:
@@ -299,7 +338,8 @@ class _Builder:
                         "augment": recipe["augment"] and self.grid.augment_unlearning,
                         "method": self.methods[variant.method],
                         "seeds": own,
-                    }
+                    },
+                    after,
                 )
 
     @staticmethod

@@ -21,6 +21,7 @@ from orchestrator.keys import canonical
 from orchestrator.lock import Lock
 from orchestrator.plan import Plan, Task
 from orchestrator.provenance import commit
+from orchestrator.sample_lists import SampleLists
 from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store, new_part, score_facts, score_folder, score_rows
 
@@ -72,6 +73,7 @@ class Session:
         self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total)
         self.note(aside)
+        self._lists = SampleLists(plan, store)
         self._rows: list[dict[str, Any]] = []
         self._scores: dict[str, list[dict[str, Any]]] = {}
         self._new_designs: list[dict[str, Any]] = []
@@ -107,6 +109,10 @@ class Session:
 
     # ---- the life of a task -------------------------------------------------------------------------------
 
+    def payload(self, task: Task) -> dict[str, Any]:
+        """What a worker gets of a task: its id, its specification and the lists of samples this names."""
+        return self._lists.payload(task, self.flush)
+
     def finished(self, task: Task, outcome: Any, runner: str, retries: int = 0) -> None:
         """Record the Outcome of a task (workers/run_task.py), and what cannot run because of it."""
         if outcome.weights is not None:
@@ -119,6 +125,7 @@ class Session:
         base = task.base or (task.id if task.kind == "base" else None)
         if base is not None and not self.schedule.needs(base) and not self.keep_models:
             self._to_delete.add(base)
+        self.progress.total = self.schedule.total
         self.flush_if_due()
         self.display(self.progress)
 

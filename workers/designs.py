@@ -8,6 +8,8 @@ go. NumPy only.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,13 +55,17 @@ def _by_class(labels: np.ndarray, among: np.ndarray, generator: np.random.Genera
 def members(dataset: str, labels: np.ndarray, recipe: dict[str, Any]) -> np.ndarray:
     """States (n,) uint8 of a design without a forget set: members RETAIN, the validation set VAL, the rest
     OUT.
+
+    recipe: as of `build`. With samples `listed` (bool, n) by a deletion request, none of them is in the
+    validation set, and each half of a pair has half of them.
     """
-    everyone = np.ones(len(labels), dtype=bool)
+    listed = recipe.get("listed", np.zeros(len(labels), dtype=bool))
     size = round(recipe["val_fraction"] * len(labels))
-    val = subset(labels, everyone, size, rng("val", dataset, recipe["val_fraction"]))
+    val = subset(labels, ~listed, size, rng("val", dataset, recipe["val_fraction"]))
     states = np.where(val, VAL, RETAIN).astype(np.uint8)
     if recipe["track"] == "audit":
-        half = folds(labels, ~val, 2, rng("pair", dataset, recipe["val_fraction"], recipe["pair"]))
+        strata = labels + (labels.max() + 1) * listed
+        half = folds(strata, ~val, 2, rng("pair", dataset, recipe["val_fraction"], recipe["pair"]))
         states[~val & (half != recipe["half"])] = OUT
     return states
 
@@ -74,7 +80,8 @@ def build(
 ) -> np.ndarray:
     """The states (n,) uint8 of a design.
 
-    recipe: {"track", "val_fraction"}, for the audit also {"pair", "half"}. forget: a forget recipe, None for
+    recipe: {"track", "val_fraction"}, for the audit also {"pair", "half"}, and, where samples are listed,
+    {"listed"}. forget: a forget recipe, None for
     none, and `key` the text that identifies it. draw: forget set `index` of the `of` sets of an audit base;
     None on the main track.
     """
@@ -89,6 +96,36 @@ def build(
     own = rng("forget", *common, recipe["pair"], recipe["half"])
     states[folds(labels, audited & (states == RETAIN), draw["of"], own) == draw["index"]] = FORGET
     return states
+
+
+@dataclass(frozen=True)
+class By:
+    """A forget recipe that chooses by other values (n,) than the labels: subclasses, or who is listed."""
+
+    recipe: Any
+    given: np.ndarray
+
+    scope = property(lambda self: self.recipe.scope)
+
+    def draw(self, labels: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self.recipe.draw(self.given, members, rng)
+
+    def audited(
+        self, labels: np.ndarray, pool: np.ndarray, sets: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        return self.recipe.audited(self.given, pool, sets, rng)
+
+
+def list_sha256(ids: Iterable[int]) -> str:
+    """What identifies a list of sample ids in whatever order: the SHA-256 of the sorted ids, one a line."""
+    return hashlib.sha256("\n".join(map(str, sorted(ids))).encode()).hexdigest()
+
+
+def mask(ids: Iterable[int], size: int) -> np.ndarray:
+    """The samples with these ids as a bool mask (size,)."""
+    chosen = np.zeros(size, dtype=bool)
+    chosen[np.fromiter(ids, dtype=np.int64)] = True
+    return chosen
 
 
 def whole_classes(labels: np.ndarray, retain: np.ndarray, forget: np.ndarray) -> tuple[int, ...]:

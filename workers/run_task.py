@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from methods.base import PRECISION, Diverged, Method, plugin
-from workers import designs
+from workers import designs, sample_lists
 from workers.data import DeviceDataset, UnlearnData, View
 from workers.evaluate import Scores, class_summary, evaluate, summary
 from workers.mnemonic import MnemonicView, draw_codes
@@ -74,7 +74,9 @@ class Bench(Protocol):
 
 
 def run_task(task: dict[str, Any], bench: Bench) -> Outcome:
-    """Run one task ({"id", "spec"}); every way it can end is an Outcome."""
+    """Run one task ({"id", "spec"}, with "lists" where its recipes name any); every way it can end is an
+    Outcome.
+    """
     started = time.time()
     try:
         bench.warm_up(task["spec"])
@@ -104,7 +106,7 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
     """Train a base (on retain and forget) or a retrain (on retain alone) from new weights."""
     spec = task["spec"]
     dataset = bench.dataset(spec["dataset"]["name"])
-    design = Design(dataset, spec)
+    design = Design(dataset, spec, task.get("lists"))
     trained_on = design.members if spec["kind"] == "base" else design.retain
     recipe = Recipe(**spec["training"])
     with seeded(spec["seeds"]["init"], bench.device):
@@ -132,7 +134,7 @@ def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
     """Apply a method to a private copy of its base."""
     spec = task["spec"]
     dataset = bench.dataset(spec["dataset"]["name"])
-    design = Design(dataset, spec)
+    design = Design(dataset, spec, task.get("lists"))
     base = bench.base(spec["base"])
     if base.members_sha256 != index_hash(dataset, design.members):
         raise ValueError(f"base {spec['base']} was trained on other samples than this design says")
@@ -193,19 +195,23 @@ def _evaluated(
 
 
 class Design:
-    """The index sets of a task, made from its recipes."""
+    """The index sets of a task, made from its recipes; lists: the ids of samples that recipes only name."""
 
-    def __init__(self, dataset: DeviceDataset, spec: dict[str, Any]) -> None:
+    def __init__(
+        self, dataset: DeviceDataset, spec: dict[str, Any], lists: dict[str, list[int]] | None = None
+    ) -> None:
         self.dataset, self.recipe, self.forget_recipe = dataset, spec["members"], spec.get("forget")
+        recipe = sample_lists.in_full(self.recipe, lists, dataset.n_pool)
         labels = dataset.host_labels[: dataset.n_pool]
         forget, draw = None, None
         if self.forget_recipe is not None:
             chosen = {key: value for key, value in self.forget_recipe.items() if key != "draw"}
             forget = plugin("workers.forget", chosen["name"])(**chosen["parameters"])
+            forget = sample_lists.bound(forget, chosen, lists, dataset)
             draw = self.forget_recipe.get("draw")
-            self.states = designs.build(dataset.name, labels, self.recipe, forget, canonical(chosen), draw)
+            self.states = designs.build(dataset.name, labels, recipe, forget, canonical(chosen), draw)
         else:
-            self.states = designs.build(dataset.name, labels, self.recipe, None, "", None)
+            self.states = designs.build(dataset.name, labels, recipe, None, "", None)
         self.id = hashlib.sha256(
             canonical([dataset.sha256, self.recipe, self.forget_recipe]).encode()
         ).hexdigest()[:20]
