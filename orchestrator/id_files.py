@@ -53,8 +53,8 @@ def _problem(text: str, dataset: str) -> str | None:
         return None
     if pool <= number < pool + test:
         return (
-            f"{number} is a sample of {dataset}'s test set, which no model is trained on; ids of the pool"
-            f" are 0 to {pool - 1}."
+            f"{number} is in the test set of {dataset}, which no model is trained on; ids of the pool are 0"
+            f" to {pool - 1}."
         )
     return f"{dataset} has no sample {number}; ids of its pool are 0 to {pool - 1}."
 

@@ -47,7 +47,8 @@ class Schedule:
                 self._children[task.base] = self._children.get(task.base, 0) + 1
         self._held = Held(tasks, chosen, statuses)
         self._by_id = {task.id: task for task in tasks}
-        self._statuses, self._has_model = dict(statuses), has_model
+        self._made: set[str] = set()  # tasks done in this run
+        self._statuses, self._has_model = dict(statuses), lambda base: base in self._made or has_model(base)
         for task in self._held.tasks():
             if task.base is not None:
                 self._children[task.base] = self._children.get(task.base, 0) + 1
@@ -122,6 +123,7 @@ class Schedule:
     def finish(self, task: Task, status: str, runner: str) -> list[tuple[Task, str]]:
         """Note how a task ended; returns the tasks that cannot run because of it, with the reason."""
         skipped = self._finish(task, status, runner)
+        self._made |= {task.id} if status == "done" else set()
         return skipped + self._release({task.id: status} | {child.id: "skipped" for child, _ in skipped})
 
     def _release(self, ended: dict[str, str]) -> list[tuple[Task, str]]:
@@ -131,7 +133,7 @@ class Schedule:
         self._statuses |= ended
         free, lost = self._held.ended(ended)
         for task in [*free, *(task for task, _ in lost)]:
-            if task.base is not None:
+            if task.base in self._children:
                 self._children[task.base] -= 1
         self.left -= len(lost)
         if free:

@@ -214,11 +214,13 @@ class Session:
                 )
             return
         count, n_pool = len(facts["labels"]), facts["n_pool"]
+        has_parts = facts.get("subclasses") is not None
         table = pa.table(
             {
                 "sample_id": range(count),
                 "split": ["pool"] * n_pool + ["test"] * (count - n_pool),
                 "label": facts["labels"],
+                "subclass": pa.array(facts.get("subclasses"), pa.int16()) if has_parts else pa.nulls(count),
                 "sha256": facts["sha256"],
             }
         ).cast(schema.arrow("samples"))

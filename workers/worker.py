@@ -62,9 +62,10 @@ class Worker:
         return list(self._bases)
 
     def samples(self, name: str) -> dict[str, Any]:
-        """Labels, pool size and sample hashes of a dataset, for the table samples."""
+        """Labels, subclasses, pool size and sample hashes of a dataset, for the table samples."""
         dataset = self.dataset(name)
-        return {"labels": dataset.host_labels, "n_pool": dataset.n_pool, "sha256": dataset.sample_sha256}
+        labels = {"labels": dataset.host_labels, "subclasses": dataset.host_subclasses}
+        return {**labels, "n_pool": dataset.n_pool, "sha256": dataset.sample_sha256}
 
     # ---- what a task asks for (run_task.Bench) ------------------------------------------------------------
 
