@@ -172,7 +172,7 @@ def test_without_timm_a_plan_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(architectures, "find_spec", lambda name: None)
     architectures.models.cache_clear()
     try:
-        with pytest.raises(ValueError, match="timm is not installed here. `pip install timm`"):
+        with pytest.raises(ValueError, match=r"timm is not installed here\. `pip install timm`"):
             architectures.checked("timm:resnet10t")
     finally:
         architectures.models.cache_clear()
@@ -181,7 +181,7 @@ def test_without_timm_a_plan_says_what_to_install(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", ["timm:resnet10t", "tinyvit11m"])
 def test_without_timm_building_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(CannotBuild, match="timm cannot be imported .* `pip install timm`"):
+    with pytest.raises(CannotBuild, match=r"timm cannot be imported .* `pip install timm`"):
         try_out(name, 10, 3, 32)
 
 
