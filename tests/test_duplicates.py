@@ -31,11 +31,12 @@ def natural(count: int, side: int = 32, channels: int = 3, seed: int = 0) -> np.
 
 
 def picture(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image.transpose(1, 2, 0))
+    return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
 
 
 def array(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).transpose(2, 0, 1)
+    values = np.asarray(image)
+    return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
