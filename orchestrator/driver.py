@@ -153,9 +153,11 @@ class _Driver:
         actor = self.actor_class.options(num_cpus=self.cpus, num_gpus=self.gpus).remote(self.data)
         return Runner(f"actor-{self.made}", actor, actor.holds.remote())
 
-    def _samples(self, dataset: str) -> dict[str, Any]:
+    def _samples(self, dataset: str, new: bool) -> dict[str, Any]:
+        actor = self.runners[0].actor
         try:
-            return dict(ray.get(self.runners[0].actor.samples.remote(dataset)))
+            facts = dict(ray.get(actor.samples.remote(dataset)))
+            return facts | (dict(ray.get(actor.duplicates.remote(dataset))) if new else {})
         except RayTaskError as error:
             if isinstance(error.cause, FileNotFoundError):
                 raise UserError(str(error.cause)) from None

@@ -141,6 +141,18 @@ SAMPLES = (
     Column("split", _text, "", "pool or test"),
     Column("label", _i16, "", "class"),
     Column("sha256", pa.binary(32), "", "hash of the raw pixels and the label"),
+    Column(
+        "dup_exact",
+        _i32,
+        "",
+        "cluster of samples with equal pixels: its smallest sample id; -1: no other one; null in older results",
+    ),
+    Column(
+        "dup_near",
+        _i32,
+        "",
+        "cluster of near-duplicates, equal ones among them (docs/duplicates.md), likewise",
+    ),
 )
 
 DESIGNS = (
