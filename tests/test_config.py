@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from orchestrator import config
-from orchestrator.config import RECIPE, Grid, load
+from orchestrator.config import Grid, load
 from orchestrator.errors import UserError, nearest
+from orchestrator.recipes import RECIPE
 from tests.conftest import grid_data
 
 WriteGrid = Callable[..., Path]
