@@ -122,8 +122,8 @@ def lines(found: list[Part]) -> list[str]:
     unsought = sum(part.loops - part.lethe for part in found if part.what == "tuning")
     if unsought:
         text.append(
-            f"{unsought:,} trials on bases of the audit are not run, which is no saving of sharing: values tuned"
-            " on a base must not attack it. The audit takes those of the main track."
+            f"{unsought:,} trials on bases of the audit are not run, which is no saving by sharing: what is"
+            " tuned on a base must not attack it. The audit takes the values of the main track."
         )
     return text
 
