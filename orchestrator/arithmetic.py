@@ -21,7 +21,9 @@ Factors = tuple[tuple[int, str], ...]  # e.g. ((18, "method"), (10, "seed"))
 
 @dataclass(frozen=True)
 class Part:
-    """One line of the count. `factors` is the product that gives `loops`."""
+    """One line of the count. `factors` is the product that gives `loops`; `left_out` of these Lethe does
+    without: retrains beyond `audit.retrains`, and tuning on bases of the audit.
+    """
 
     track: str
     what: str
@@ -29,6 +31,7 @@ class Part:
     alone: int
     loops: int
     lethe: int
+    left_out: int = 0
 
 
 def parts(plan: Plan) -> list[Part]:
@@ -50,9 +53,11 @@ def parts(plan: Plan) -> list[Part]:
         found.append(Part(track, "unlearned", text, loops, loops, run))
         loops, text = _product(plan, pairs)
         trained = kinds["base", track] + kinds["retrain", track]
-        found.append(Part(track, "base and retrain", text, 2 * run, loops, trained))
+        spared = loops // 2 - kinds["retrain", track]
+        found.append(Part(track, "base and retrain", text, 2 * run, loops, trained, spared))
         loops, text = _product(plan, searched)
-        found.append(Part(track, "tuning", text, loops, loops, loops if track == "main" else 0))
+        spared = 0 if track == "main" else loops
+        found.append(Part(track, "tuning", text, loops, loops, loops - spared, spared))
     return [part for part in found if part.loops]
 
 
@@ -103,29 +108,29 @@ def _words(number: int, name: str) -> str:
 
 
 def totals(found: Iterable[Part]) -> dict[str, int]:
-    """The sums of the three columns."""
-    lines = list(found)
-    return {name: sum(getattr(part, name) for part in lines) for name in ("alone", "loops", "lethe")}
+    """The sums of the columns."""
+    names = ("alone", "loops", "lethe", "left_out")
+    known = list(found)
+    return {name: sum(getattr(part, name) for part in known) for name in names}
 
 
 def lines(found: list[Part]) -> list[str]:
     """The parts as a table with their sum, what its columns are, and what sharing saves."""
     if not found:
         return []
-    made = totals(part for part in found if part.what != "tuning")
+    sums = totals(found)
+    shared = sums["lethe"] + sums["left_out"]
     text = [
         *_table(found),
         "alone: a base and a retrain for each unlearned model; loops: for each seed, or base and forget set.",
-        f"Sharing saves {max(0, made['alone'] - made['lethe']):,} models against alone,"
-        f" {max(0, made['loops'] - made['lethe']):,} against loops.",
+        f"Sharing saves {max(0, sums['alone'] - shared):,} models against alone,"
+        f" {max(0, sums['loops'] - shared):,} against loops.",
     ]
-    unsought = sum(part.loops - part.lethe for part in found if part.what == "tuning")
-    if unsought:
-        text.append(
-            f"{unsought:,} trials on bases of the audit are not run, which is no saving by sharing: what is"
-            " tuned on a base must not attack it. The audit takes the values of the main track."
-        )
-    return text
+    whys = {
+        "base and retrain": "retrains of the audit are left out, beyond audit.retrains per base.",
+        "tuning": "trials on bases of the audit are left out: what is tuned on a base must not attack it.",
+    }
+    return text + [f"{part.left_out:,} {whys[part.what]}" for part in found if part.left_out]
 
 
 def _table(found: list[Part]) -> list[str]:

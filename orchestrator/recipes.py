@@ -28,7 +28,7 @@ RECIPE: dict[str, Any] = {
 
 # Of the `fast` recipe: one cycle (Smith 2018, arXiv 1803.09820) over a share of the dataset's epochs, with a
 # peak above its learning rate.
-FAST_EPOCHS = 0.2
+FAST_EPOCHS = 0.3
 FAST_PEAK = 2.0
 
 

@@ -119,10 +119,11 @@ def test_products_and_tasks_agree_with_the_numbers(change: dict[str, Any]) -> No
 
 def test_what_is_counted_and_not_run_is_no_saving() -> None:
     text = "\n".join(lines(parts(PAPER)))
-    assert "Sharing saves 10,888 models against alone, 1,088 against loops." in text
-    assert "38,400 trials on bases of the audit are not run" in text
+    assert "Sharing saves 10,376 models against alone, 576 against loops." in text  # 64 bases, not 640
+    assert "\n512 retrains of the audit are left out" in text  # 128, not 640
+    assert "\n38,400 trials on bases of the audit are left out" in text
     assert re.search(r"total +109,320 +99,520 +60,032$", text, flags=re.MULTILINE)
-    assert "trials" not in "\n".join(lines(parts(plan_of())))
+    assert "left out" not in "\n".join(lines(parts(plan_of(audit={"pairs": 4, "forget_sets": 2}))))
     assert lines([]) == []
 
 
