@@ -71,12 +71,9 @@ class Audit(Strict):
     retrains: int | None = Field(None, ge=1, le=1000)  # per base, of its first forget sets
     views: Literal["strong"] | None = None  # each sample also scored moved by a pixel
     columns: list[Literal["entropy", "modified_entropy"]] = []  # scores stored beside φ
-    only: list[str] | None = Field(
-        None, min_length=1
-    )  # selectors, as in `training`, of what is audited; all if left out
-    methods: list[str] | None = Field(
-        None, min_length=1
-    )  # those of the grid that are audited; all if left out
+    # What is audited: selectors as in `training`, and methods of the grid; everything if left out.
+    only: list[str] | None = Field(None, min_length=1)
+    methods: list[str] | None = Field(None, min_length=1)
     training: Training = Training()
 
     @property
@@ -325,12 +322,8 @@ def load(path: str) -> Grid:
 def _hidden(path: str, data: dict[str, Any], error: ValidationError) -> list[str]:
     """Mistakes across keys, which show only when the keys that are wrong by themselves are replaced."""
     neutral = {"methods": [], "seeds": 1, "training": {}, "audit": None, "tune": None, "run": {}, "name": ""}
-    neutral |= {
-        "split": "default",
-        "val_fraction": VAL_FRACTION,
-        "hyperparameters": "default",
-        "augment_unlearning": True,
-    }
+    neutral |= {"split": "default", "hyperparameters": "default", "augment_unlearning": True}
+    neutral |= {"val_fraction": VAL_FRACTION}
     wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
     if not wrong or wrong & {"datasets", "architectures", "forget"}:
         return []

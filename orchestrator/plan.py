@@ -189,8 +189,7 @@ class _Builder:
         self.recipes = {track: grid.recipe(dataset, architecture, track) for track in TRACKS}
         self.methods = {choice.name: _with_defaults("methods", choice) for choice in grid.methods}
         audit = grid.audit if grid.audits(dataset, architecture) else None
-        self.audit = audit
-        # what is scored beyond φ of the image as it is, on the audit track
+        self.audit = audit  # what is scored beyond φ of the image as it is, on the audit track:
         further = {"views": audit.views, "columns": sorted(set(audit.columns)) or None} if audit else {}
         self.scored = present(further)
 
@@ -304,7 +303,7 @@ class _Builder:
                     {**common, "kind": "retrain", "forget": chosen, "training": recipe, "seeds": own}
                 )
             starts = {**common, "base": base, "precision": recipe["precision"], "forget": chosen}
-            starts |= {key: recipe[key] for key in ("flip",) if key in recipe}
+            starts |= present({"flip": recipe.get("flip")})
             for variant in variants:
                 own = {"unlearn": derived_seed("unlearn", *names, cell.forget, index, variant.method)}
                 variant.tasks[key] = self.add(

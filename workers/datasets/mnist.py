@@ -2,8 +2,7 @@
 
 LeCun, Bottou, Bengio, Haffner, Gradient-Based Learning Applied to Document Recognition, 1998. Size,
 normalisation and 50 epochs as in arXiv 2410.01276, which also mirrors images in training: a mirrored digit is
-no digit, so here only the
-recipe `paper` does it.
+no digit, so here only the recipe `paper` does so.
 """
 
 from __future__ import annotations
