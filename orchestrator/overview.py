@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import arithmetic, catalogue, schema
+from orchestrator import architectures, arithmetic, catalogue, schema
 from orchestrator.cost import TIMED, hours, training_images
 from orchestrator.errors import UserError, nearest
 from orchestrator.plan import Plan
@@ -169,7 +169,7 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
         raise UserError(f"list {kind}: unknown.{nearest(kind, allowed)} Allowed: {', '.join(allowed)}.")
     return [
         {
-            "name": plugin.name,
+            "name": architectures.shown(plugin),
             "label": plugin.label,
             "paper": plugin.paper,
             "version": plugin.version,
