@@ -133,3 +133,8 @@ def test_the_command_shows_the_parts_as_text_and_as_json(lethe: Lethe) -> None:
     shown = [Part(**part) for part in told["parts"]]
     assert shown == parts(make_plan(load(str(grid))))
     assert all(line in text for line in lines(shown))
+
+
+def test_readme_shows_what_the_command_prints() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(lines(parts(PAPER))) in readme
