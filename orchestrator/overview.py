@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import architectures, catalogue, schema
+from orchestrator import architectures, arithmetic, catalogue, schema
 from orchestrator.cost import TIMED, hours, training_images
 from orchestrator.errors import UserError, nearest
 from orchestrator.plan import Plan
@@ -42,20 +43,18 @@ def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
         "impossible": [reason for _, reason in plan.impossible],
         "devices": sorted({str(row["device"]) for row in timed}),
         "cells": len(plan.cells),
+        "parts": [asdict(part) for part in arithmetic.parts(plan)],
         "retrained_bases": sum(task.id in done for task in left),
     }
 
 
 def plan_text(facts: dict[str, Any]) -> str:
     """The plan as a few lines."""
-    saved = max(0, facts["unshared_tasks"] - facts["tasks"])
+    parts = [arithmetic.Part(**part) for part in facts["parts"]]
     lines = [
         f"{facts['tasks']:,} tasks in {facts['cells']:,} cell{'' if facts['cells'] == 1 else 's'}:"
         f" {facts['base']:,} base, {facts['retrain']:,} retrain, {facts['unlearn']:,} unlearn.",
-        *(
-            [f"Without shared bases and retrains: {facts['unshared_tasks']:,}; sharing saves {saved:,}."]
-            * (saved > 0)
-        ),
+        *arithmetic.lines(parts),
         f"{facts['training_images']:,.0f} training images; without sharing"
         f" {facts['unshared_training_images']:,.0f}.",
         f"{facts['done']:,} are done, {facts['tasks'] - facts['done']:,} are left.",

@@ -130,7 +130,7 @@ class Plan:
 
     def counts(self) -> dict[str, int]:
         """Tasks per kind, tuning trials, and the models it would be without shared bases and retrains."""
-        kinds = Counter(task.kind for task in self.tasks)
+        kinds, tune = Counter(task.kind for task in self.tasks), self.grid.tune
         studies = sum(self.runs(variant) for cell in self.cells for variant in cell.variants)
         return {
             "tasks": len(self.tasks),
@@ -138,7 +138,7 @@ class Plan:
             "retrain": kinds["retrain"],
             "unlearn": kinds["unlearn"],
             "skipped": len(self.impossible),
-            "tune_trials": studies * self.grid.tune.trials if self.grid.tune else 0,
+            "tune_trials": studies * tune.trials * tune.seeds if tune else 0,
             "unshared_tasks": 3 * kinds["unlearn"],
         }
 
@@ -188,7 +188,8 @@ class _Builder:
         }
         self.recipes = {track: grid.recipe(dataset, architecture, track) for track in TRACKS}
         self.methods = {choice.name: _with_defaults("methods", choice) for choice in grid.methods}
-        audit = grid.audit  # scored beyond φ of the image as it is, on the audit track
+        audit = grid.audit if grid.audits(dataset, architecture) else None
+        self.audit = audit  # what is scored beyond φ of the image as it is, on the audit track:
         further = {"views": audit.views, "columns": sorted(set(audit.columns)) or None} if audit else {}
         self.scored = present(further)
 
@@ -201,8 +202,9 @@ class _Builder:
         forget = _with_defaults("forget", choice)
         constants = catalogue.plugins("forget")[choice.name].constants
         identity = {**self.common, "recipes": self.recipes, "forget": forget, "val": self.grid.val_fraction}
+        identity |= self._split()
         sets = self._forget_sets(choice.name)
-        wanted = self.grid.audit.retrains_per_base if self.grid.audit else 0
+        wanted = self.audit.retrains_per_base if self.audit else 0
         cell = Cell(
             id=digest(identity),
             dataset=self.dataset,
@@ -224,13 +226,25 @@ class _Builder:
                 self._skip(variant, forget, method.scope)
         for place in self._places(sets):
             for training, variants in fitting.items():
-                self._fill(cell, forget, place, training, variants)
+                here = [v for v in variants if place.fixed or self._audited(v)]
+                if here or training == PLAIN:
+                    self._fill(cell, forget, place, training, here)
         return cell
+
+    def _audited(self, variant: Variant) -> bool:
+        """Whether a method is among those the grid audits."""
+        return self.audit is not None and (self.audit.methods is None or variant.method in self.audit.methods)
+
+    def _split(self) -> dict[str, Any]:
+        """What a split other than Lethe's own adds to the recipe of the members; raise the version when
+        workers/designs.py makes other sets of it.
+        """
+        return {} if self.grid.split == "default" else {"split": {"name": self.grid.split, "version": 1}}
 
     def _forget_sets(self, forget: str) -> int:
         """Forget sets per base of the audit track: one where whole classes go."""
         whole = catalogue.plugins("forget")[forget].scope == "class"
-        return 0 if self.grid.audit is None else 1 if whole else self.grid.audit.forget_sets
+        return 0 if self.audit is None else 1 if whole else self.audit.forget_sets
 
     def _variant(self, method: catalogue.Plugin) -> Variant:
         values = self.methods[method.name]["hyperparameters"]
@@ -257,11 +271,10 @@ class _Builder:
             self.impossible[task.id] = (task, reason)
 
     def _places(self, audit_sets: int) -> Iterator[_Place]:
-        val = {"val_fraction": self.grid.val_fraction}
+        val = {"val_fraction": self.grid.val_fraction} | self._split()
         for seed in self.grid.seeds:
             yield _Place("main", seed, {"track": "main", **val}, 1, True)
-        audit = self.grid.audit
-        for base in range(2 * audit.pairs if audit and audit_sets else 0):
+        for base in range(2 * self.audit.pairs if self.audit and audit_sets else 0):
             members = {"track": "audit", **val, "pair": base // 2, "half": base % 2}
             yield _Place("audit", base, members, audit_sets, False)
 
@@ -290,6 +303,7 @@ class _Builder:
                     {**common, "kind": "retrain", "forget": chosen, "training": recipe, "seeds": own}
                 )
             starts = {**common, "base": base, "precision": recipe["precision"], "forget": chosen}
+            starts |= present({"flip": recipe.get("flip")})
             for variant in variants:
                 own = {"unlearn": derived_seed("unlearn", *names, cell.forget, index, variant.method)}
                 variant.tasks[key] = self.add(

@@ -188,7 +188,8 @@ class Session:
         models = {row["task_id"] for row in scores}
         made = [row for row in self._rows if row["task_id"] in models]
         views = 1 + max(row["view"] for row in scores)
-        return score_facts(made[0]["dataset"], views, (row["versions"] for row in made))
+        specs = (json.loads(row["spec"]) for row in made)
+        return score_facts(made[0]["dataset"], views, (row["versions"] for row in made), specs)
 
     def load_datasets(
         self, load: Callable[[str, bool], dict[str, Any]], try_out: Callable[[str, str], str]

@@ -28,6 +28,7 @@ from workers.data import DeviceDataset, UnlearnData, View
 from workers.evaluate import Scores, class_summary, evaluate, summary
 from workers.mnemonic import MnemonicView, draw_codes
 from workers.train import Recipe, train
+from workers.views import mirrors
 
 CODES = ".mnemonic_codes"
 
@@ -111,7 +112,7 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
     with seeded(spec["seeds"]["init"], bench.device):
         model = build(spec, dataset).to(bench.device)
         order = generator(spec["seeds"]["order"], bench.device)
-        view: Any = View(dataset, trained_on, order, augment=recipe.augment)
+        view: Any = View(dataset, trained_on, order, augment=recipe.augment, flip=recipe.flip)
         codes = None
         if recipe.mnemonic is not None:
             lottery = generator(spec["seeds"]["codes"], bench.device)
@@ -140,7 +141,15 @@ def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
     method = plugin("methods", spec["method"]["name"])(**spec["method"]["hyperparameters"])
     sets = {"retain": design.retain, "forget": design.forget, "val": design.val}
     rng = generator(spec["seeds"]["unlearn"], bench.device)
-    data = UnlearnData(dataset, sets, method.needs, rng, augment=spec["augment"], codes=base.codes)
+    data = UnlearnData(
+        dataset,
+        sets,
+        method.needs,
+        rng,
+        augment=spec["augment"],
+        codes=base.codes,
+        flip=mirrors(spec, dataset.flip),
+    )
     with seeded(spec["seeds"]["unlearn"], bench.device), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
         model, watch = unlearn(method, base.model, data, spec["precision"])
@@ -179,8 +188,10 @@ def _evaluated(
 ) -> Outcome:
     outcome = Outcome(task["id"], "done", design=design.row())
     with Stopwatch(bench.device) as evaluation:
-        strong, columns = task["spec"].get("views") == "strong", task["spec"].get("columns", ())
-        outcome.scores = evaluate(model, design.dataset, strong, columns)
+        spec = task["spec"]
+        strong, columns = spec.get("views") == "strong", spec.get("columns", ())
+        flip = mirrors(spec, design.dataset.flip)
+        outcome.scores = evaluate(model, design.dataset, strong, columns, flip)
     test_labels = design.dataset.host_labels[design.dataset.n_pool :]
     outcome.row = summary(outcome.scores, design.states) | {
         "wall_s": watch.seconds,
