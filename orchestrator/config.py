@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import catalogue
+from orchestrator import catalogue, requests
 from orchestrator.errors import UserError, nearest
 from orchestrator.parameters import check_parameters
 from orchestrator.strict_yaml import read_yaml
@@ -187,6 +187,7 @@ class Grid(Strict):
     forget: Annotated[list[ForgetChoice], Field(min_length=1), AfterValidator(_different)]
     methods: Annotated[list[MethodChoice], AfterValidator(_unique)]
     seeds: Annotated[list[Seed], BeforeValidator(_seeds), Field(min_length=1), AfterValidator(_unique)]
+    requests: int = Field(1, ge=1, le=1000)  # deletions in turn that a forget set is split into
     val_fraction: float = Field(0.15, gt=0, lt=1)
     hyperparameters: str = "default"
     augment_unlearning: bool = True  # unlearning runs augment as training does; false: never
@@ -198,6 +199,8 @@ class Grid(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:
         problems = [*self._class_problems(), *self._audit_problems(), *self._selector_problems()]
+        sizes = self._filled(), self.datasets, self.val_fraction, self.audit is not None
+        problems += requests.problems(self.requests, *sizes)
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -282,7 +285,7 @@ def load(path: str) -> Grid:
 def _hidden(path: str, data: dict[str, Any], error: ValidationError) -> list[str]:
     """Mistakes across keys, which show only when the keys that are wrong by themselves are replaced."""
     neutral = {"methods": [], "seeds": 1, "training": {}, "audit": None, "tune": None, "run": {}, "name": ""}
-    neutral |= {"val_fraction": 0.15, "hyperparameters": "default", "augment_unlearning": True}
+    neutral |= {"val_fraction": 0.15, "hyperparameters": "default", "augment_unlearning": True, "requests": 1}
     wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
     if not wrong or wrong & {"datasets", "architectures", "forget"}:
         return []

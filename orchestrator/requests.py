@@ -1,0 +1,82 @@
+"""Sequential requests in a grid: what cannot be, and which tasks they make. workers/requests.py draws them.
+
+`requests: k` splits the forget set of each recipe into k deletions. Each is a cell of its own: its unlearn
+tasks start from the models that the request before left, its retrains know nothing that was deleted so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from orchestrator import catalogue
+from workers.requests import groups, is_last
+
+Request = dict[str, int]
+ONCE = "prepares its base for one request, and the grid has requests: {count}"
+
+
+def of_grid(count: int) -> list[Request | None]:
+    """The requests of a grid, in order; a single one leaves no trace in a task."""
+    return [{"index": index, "of": count} for index in range(count)] if count > 1 else [None]
+
+
+def words(recipe: dict[str, Any]) -> str:
+    """', request 2 of 3' of a forget recipe; '' where all is deleted at once."""
+    request = recipe.get("request")
+    return f", request {request['index'] + 1} of {request['of']}" if request else ""
+
+
+def for_retrain(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The forget recipe of a retrain. After the last request it is the retrain of the whole forget set."""
+    if "request" in recipe and is_last(recipe["request"]):
+        return {key: value for key, value in recipe.items() if key != "request"}
+    return recipe
+
+
+def goes_on(recipe: dict[str, Any] | None) -> bool:
+    """Whether another request follows."""
+    return recipe is not None and "request" in recipe and not is_last(recipe["request"])
+
+
+def parts(recipe: dict[str, Any]) -> tuple[float, float]:
+    """Which part of a forget set is gone after a request, and which part goes in it."""
+    request, classes = recipe.get("request"), recipe["parameters"].get("classes")
+    if request is None:
+        return 1.0, 1.0
+    index, count = request["index"], request["of"]
+    if catalogue.plugins("forget")[recipe["name"]].scope != "class" or not classes:
+        return (index + 1) / count, 1 / count
+    sizes = [len(group) / len(classes) for group in groups(classes, count)]
+    return sum(sizes[: index + 1]), sizes[index]
+
+
+def problems(
+    count: int,
+    recipes: Iterable[tuple[str, dict[str, Any]]],
+    datasets: Iterable[str],
+    val_fraction: float,
+    audited: bool,
+) -> Iterator[str]:
+    """A line for each forget recipe (name, parameters) that cannot be split into so many requests."""
+    if count == 1:
+        return
+    sets, datasets = "forget set of a base" if audited else "forget set", list(datasets)
+    for name, values in recipes:
+        recipe = catalogue.plugins("forget")[name]
+        if recipe.scope == "class" and "classes" in values:
+            classes = len(values["classes"])
+            if count > classes:
+                yield f"requests: {count} are too many for forget.{name}, at most {classes}, one a class."
+            continue
+        for dataset in datasets:
+            facts = catalogue.plugins("datasets")[dataset].constants
+            members = facts["pool_size"] * (1 - val_fraction) / (2 if audited else 1)
+            known = {key: len(v) if isinstance(v, list) else v for key, v in values.items()}
+            known |= {"num_classes": facts["num_classes"], "members": members}
+            size = int(catalogue.formula(recipe.constants["share"], known) * members)
+            if count > size:
+                yield (
+                    f"requests: {count} are too many for forget.{name}, at most {size}, the samples in a"
+                    f" {sets} of {dataset}."
+                )
