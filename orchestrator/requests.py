@@ -13,6 +13,9 @@ from orchestrator import catalogue
 from workers.requests import groups, is_last
 
 Request = dict[str, int]
+LEAST = (
+    16  # samples of a request in an audit base, on average: that it has none is then one chance in 10 million
+)
 ONCE = "prepares its base for one request, and the grid has requests: {count}"
 
 
@@ -61,7 +64,12 @@ def problems(
     """A line for each forget recipe (name, parameters) that cannot be split into so many requests."""
     if count == 1:
         return
-    sets, datasets = "forget set of a base" if audited else "forget set", list(datasets)
+    datasets, least = list(datasets), LEAST if audited else 1
+    sets = (
+        f"with {LEAST} samples each in a forget set of the audit"
+        if audited
+        else "the samples in a forget set"
+    )
     for name, values in recipes:
         recipe = catalogue.plugins("forget")[name]
         if recipe.scope == "class" and "classes" in values:
@@ -74,9 +82,7 @@ def problems(
             members = facts["pool_size"] * (1 - val_fraction) / (2 if audited else 1)
             known = {key: len(v) if isinstance(v, list) else v for key, v in values.items()}
             known |= {"num_classes": facts["num_classes"], "members": members}
-            size = int(catalogue.formula(recipe.constants["share"], known) * members)
-            if count > size:
-                yield (
-                    f"requests: {count} are too many for forget.{name}, at most {size}, the samples in a"
-                    f" {sets} of {dataset}."
-                )
+            most = int(catalogue.formula(recipe.constants["share"], known) * members / least)
+            if count > most:
+                few = f"at most {max(1, most)}, {sets} of {dataset}."
+                yield f"requests: {count} are too many for forget.{name}, {few}"

@@ -164,7 +164,7 @@ def test_images_of_classes_count_the_classes_of_each_request() -> None:
             {"requests": 300, "audit": None},
             "requests: 300 are too many for forget.random, at most 244, the samples in a forget set of",
         ),
-        ({"requests": 200}, "at most 122, the samples in a forget set of a base of digits."),
+        ({"requests": 200}, "at most 7, with 16 samples each in a forget set of the audit of digits."),
         ({"request": 2}, "request: unknown key. Did you mean 'requests'?"),
     ],
 )
