@@ -65,7 +65,7 @@ class Schedule:
                 continue
             if base in reasons:
                 reasons[task.id] = reasons[base]
-            elif base in todo:
+            elif base in todo or base in self._waiting:
                 self._waiting.setdefault(base, []).append(task)
             elif statuses.get(base) == "done":
                 self._ready.setdefault(base, deque()).append(task)
