@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from methods.base import PRECISION, Diverged, Method, plugin
 from workers import designs, requests
+from workers.architectures import architecture
 from workers.data import DeviceDataset, UnlearnData, View
 from workers.evaluate import Scores, class_summary, evaluate, summary
 from workers.mnemonic import MnemonicView, draw_codes
@@ -316,9 +317,7 @@ def generator(seed: int, device: torch.device) -> torch.Generator:
 def build(spec: dict[str, Any], dataset: DeviceDataset) -> nn.Module:
     """The freshly initialised architecture of a task."""
     channels, size = dataset.shape
-    return plugin("workers.architectures", spec["architecture"]["name"])().build(
-        dataset.num_classes, channels, size
-    )
+    return architecture(spec["architecture"]["name"]).build(dataset.num_classes, channels, size)
 
 
 def index_hash(dataset: DeviceDataset, index: np.ndarray) -> str:
