@@ -6,6 +6,7 @@ tasks start from the models that the request before left, its retrains know noth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -64,25 +65,31 @@ def problems(
     """A line for each forget recipe (name, parameters) that cannot be split into so many requests."""
     if count == 1:
         return
-    datasets, least = list(datasets), LEAST if audited else 1
-    sets = (
-        f"with {LEAST} samples each in a forget set of the audit"
-        if audited
-        else "the samples in a forget set"
-    )
+    named = list(datasets)
+    of = f"{LEAST} samples each in a forget set of the audit" if audited else "a sample each"
     for name, values in recipes:
-        recipe = catalogue.plugins("forget")[name]
-        if recipe.scope == "class" and "classes" in values:
-            classes = len(values["classes"])
-            if count > classes:
-                yield f"requests: {count} are too many for forget.{name}, at most {classes}, one a class."
+        text = f"requests: {count} are too many for forget.{name}, at most"
+        classes = values.get("classes", []) if catalogue.plugins("forget")[name].scope == "class" else []
+        if classes:
+            if count > len(classes):
+                yield f"{text} {len(classes)}, one a class."
             continue
-        for dataset in datasets:
-            facts = catalogue.plugins("datasets")[dataset].constants
-            members = facts["pool_size"] * (1 - val_fraction) / (2 if audited else 1)
-            known = {key: len(v) if isinstance(v, list) else v for key, v in values.items()}
-            known |= {"num_classes": facts["num_classes"], "members": members}
-            most = int(catalogue.formula(recipe.constants["share"], known) * members / least)
+        for dataset in named:
+            size = _size(name, values, dataset, val_fraction, audited)
+            most = max(1.0, size // (LEAST if audited else 1))
             if count > most:
-                few = f"at most {max(1, most)}, {sets} of {dataset}."
-                yield f"requests: {count} are too many for forget.{name}, {few}"
+                yield f"{text} {most:.0f} with {of}, on {dataset}."
+
+
+def _size(name: str, values: dict[str, Any], dataset: str, val_fraction: float, audited: bool) -> float:
+    """How many samples a forget set has; infinite where files say so that are not read here."""
+    facts = catalogue.plugins("datasets")[dataset].constants
+    pool = facts["pool_size"] * (1 - val_fraction)
+    members = pool / 2 if audited else pool
+    known = {key: len(v) if isinstance(v, list) else v for key, v in values.items()}
+    known |= {key: facts.get(key, 0) for key in ("num_classes", "num_subclasses")}
+    try:
+        share = catalogue.plugins("forget")[name].constants["share"]
+        return members * catalogue.formula(share, known | {"pool": pool, "members": members})
+    except ValueError:  # a formula in something else, as the length of a list of samples
+        return math.inf

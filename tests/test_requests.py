@@ -23,11 +23,13 @@ from orchestrator.audit import AuditDesign, Reader
 from orchestrator.config import Grid, load
 from orchestrator.cost import images, training_images
 from orchestrator.errors import UserError
+from orchestrator.lock import Lock
 from orchestrator.overview import of_plan, plan_text
 from orchestrator.plan import Plan, Task, make_plan
 from orchestrator.schedule import FAILURES, Schedule
+from orchestrator.session import Session
 from orchestrator.store import Store
-from tests import test_audit
+from tests import test_audit, test_session
 from tests.conftest import grid_data
 from tests.test_schedule import drain
 from workers import designs, requests, run_task
@@ -162,9 +164,9 @@ def test_images_of_classes_count_the_classes_of_each_request() -> None:
         ({"forget": [CLASSES], "requests": 6}, "requests: 6 are too many for forget.class, at most 5, one a"),
         (
             {"requests": 300, "audit": None},
-            "requests: 300 are too many for forget.random, at most 244, the samples in a forget set of",
+            "requests: 300 are too many for forget.random, at most 244 with a sample each, on digits.",
         ),
-        ({"requests": 200}, "at most 7, with 16 samples each in a forget set of the audit of digits."),
+        ({"requests": 200}, "at most 7 with 16 samples each in a forget set of the audit, on digits."),
         ({"request": 2}, "request: unknown key. Did you mean 'requests'?"),
     ],
 )
@@ -479,6 +481,21 @@ def test_every_task_of_every_chain_ends_once(
     assert not {name for name in skipped if before.get(name) == "diverged"}
     leftover = {task.id for task in tasks if task.id in models and task.id in ended}
     assert not leftover, "a model that nobody needs is kept"
+
+
+def test_a_model_that_nobody_goes_on_from_is_not_kept(tmp_path: Path) -> None:
+    """The second request diverged in an earlier run, of which the first has left no row."""
+    plan = plan_of(2, seeds=1, methods=["finetune"])
+    store = Store.create(str(tmp_path / "r"))
+    (second,) = [task for task in plan.tasks if task.kind == "unlearn" and not task.leaves_model]
+    store.write_part("runs", [second.columns() | {"status": "diverged", "attempt": 1}], "p")
+    with Lock(store) as lock, Session(plan, store, lock, lambda _: None) as session:
+        while (task := session.schedule.take("one")) is not None:
+            outcome = test_session.outcome(task)
+            outcome.weights = b"weights" if task.leaves_model else None
+            session.finished(task, outcome, "one")
+            assert store.has_model(task.id) == task.leaves_model
+    assert not store.files("models", "")
 
 
 # ---- the audit -------------------------------------------------------------------------------------------
