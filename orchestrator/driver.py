@@ -207,7 +207,7 @@ class _Driver:
         flight = runner.queue[0]
         try:
             outcome = ray.get(flight.outcome)
-            outcome.weights = ray.get(flight.weights) if flight.task.kind == "base" else None
+            outcome.weights = ray.get(flight.weights) if flight.task.leaves_model else None
         except RayTaskError as error:  # the worker itself failed, which it never should
             runner.queue.popleft()
             runner.since = time.monotonic()
@@ -236,10 +236,10 @@ class _Driver:
         self._drop_weights(task)
 
     def _drop_weights(self, task: Task) -> None:
-        """Let the weights of the task's base go if this was the last one to need them."""
-        base = task.base or task.id
-        if not self.schedule.needs(base):
-            self.weights.pop(base, None)
+        """Let the weights that a task started from, and its own, go where nobody needs them any more."""
+        for model in (task.base, task.id):
+            if model is not None and not self.schedule.needs(model):
+                self.weights.pop(model, None)
 
     def _retries(self, task: Task) -> int:
         return self.lost.get(task.id, 0) + self.oom.get(task.id, 0)

@@ -117,9 +117,9 @@ class Session:
         for child, reason in self.schedule.finish(task, outcome.status, runner):
             self._record(child, "skipped", reason)
             self._count("skipped")
-        base = task.base or (task.id if task.kind == "base" else None)
-        if base is not None and not self.schedule.needs(base) and not self.keep_models:
-            self._to_delete.add(base)
+        for model in (task.base, task.id if task.leaves_model else None):
+            if model is not None and not self.schedule.needs(model) and not self.keep_models:
+                self._to_delete.add(model)
         self.flush_if_due()
         self.display(self.progress)
 
