@@ -92,6 +92,11 @@ class Plugin:
         return str(self.constants.get("training", "plain"))
 
     @property
+    def once(self) -> bool:
+        """Whether a method serves a single request: nothing it leaves can be unlearned from again."""
+        return bool(self.constants.get("once", False))
+
+    @property
     def access(self) -> str:
         """What a method must be given: full_access (training data), forget_only, zero_data, and
         changed_training where bases have to be trained for it.
@@ -125,6 +130,11 @@ def plugins(kind: str) -> dict[str, Plugin]:
     if problems:
         raise UserError(*problems)
     return found
+
+
+def version_of(kind: str, name: str) -> int:
+    """The version of the code behind a name, of `file:model` that of the file."""
+    return plugins(kind)[name.partition(":")[0]].version
 
 
 def read(path: Path) -> Plugin | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import catalogue, id_files
+from orchestrator import catalogue, id_files, requests
 from orchestrator.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -51,6 +51,12 @@ def specification(dataset: str, choice: Choice) -> dict[str, Any]:
     return {**versioned, "parameters": {}, "ids": ids}
 
 
+def shown(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a recipe as a label shows them: of a list the count and the start of the hash."""
+    ids = recipe.get("ids")
+    return recipe["parameters"] if ids is None else {**ids, "sha256": ids["sha256"][:12]}
+
+
 def lists(grid: Grid) -> dict[str, list[int]]:
     """The lists of samples that the grid's recipes name, by their hashes."""
     return {id_files.sha256(choice.ids): list(choice.ids) for choice in grid.forget if choice.ids is not None}
@@ -59,16 +65,14 @@ def lists(grid: Grid) -> dict[str, list[int]]:
 # ---- what does not fit -----------------------------------------------------------------------------------
 
 
-def problems(
-    datasets: Sequence[str], choices: Sequence[Choice], val_fraction: float, audit: Audit | None
-) -> list[str]:
-    """What is wrong with the recipes for these datasets and this audit, a line each."""
+def problems(grid: Grid) -> list[str]:
+    """What is wrong with the recipes of a grid, a line each."""
     found = []
-    for choice in choices:
-        found += _alternatives(choice) or _of_grid(choice, datasets, audit)
-        for dataset in datasets:
-            found += _subclasses(dataset, choice) + _count(dataset, choice, val_fraction, audit)
-    return found + _twice(datasets, choices)
+    for choice in grid.forget:
+        found += _alternatives(choice) or _of_grid(choice, grid)
+        for dataset in grid.datasets:
+            found += _subclasses(dataset, choice) + _count(dataset, choice, grid.val_fraction, grid.audit)
+    return found + _twice(grid.datasets, grid.forget)
 
 
 def _alternatives(choice: Choice) -> list[str]:
@@ -77,17 +81,19 @@ def _alternatives(choice: Choice) -> list[str]:
     return [f"forget.{choice.name}: give {' or '.join(given)}, not both."] if len(given) > 1 else []
 
 
-def _of_grid(choice: Choice, datasets: Sequence[str], audit: Audit | None) -> list[str]:
+def _of_grid(choice: Choice, grid: Grid) -> list[str]:
     """What a recipe needs of the grid as a whole."""
     where = f"forget.{choice.name}"
-    if choice.name == "memorised" and audit is None:
+    if choice.name == "memorised" and grid.audit is None:
         return [f"{where}: needs `audit: {{pairs: …}}`; its bases tell which samples are memorised."]
     if choice.name != "listed":
         return []
     if not choice.parameters.get("file"):
         return [f"{where}: names no file. Write {{listed: {{file: ids.txt}}}}, one sample id a line."]
-    if len(datasets) > 1:
-        return [f"{where}: sample ids are of one dataset, and the grid has {', '.join(datasets)}."]
+    if len(grid.datasets) > 1:
+        return [f"{where}: sample ids are of one dataset, and the grid has {', '.join(grid.datasets)}."]
+    if grid.split == "paper":
+        return [f"{where}: with split: paper the validation set is fixed and may hold listed samples."]
     return []
 
 
@@ -184,6 +190,11 @@ def _check_size(source: Path, ids: list[int], grid: Grid) -> None:
         raise UserError(
             f"{source}: {len(ids):,} samples are too many, {dataset} has {there:,} to train on;"
             f" at most {int(MOST * there):,}."
+        )
+    least = grid.requests * (2 * requests.LEAST if grid.audit is not None else 1)
+    if grid.requests > 1 and len(ids) < least:
+        raise UserError(
+            f"{source}: {len(ids):,} samples are too few for requests: {grid.requests}, at least {least:,}."
         )
     if grid.audit is not None and len(ids) < 2:
         raise UserError(
