@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator import catalogue, requests
 from orchestrator.config import Choice, Grid
-from orchestrator.keys import derived_seed, digest, present
+from orchestrator.keys import Digester, derived_seed, digest, present
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ Key = tuple[str, int, int]  # track, seed (audit track: number of the base), for
 
 
 PLAIN = "plain"
+SHARED = ("dataset", "architecture", "members", "training", "forget", "method")  # parts of many tasks
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ class _Builder:
     def __init__(self, grid: Grid, dataset: str, architecture: str) -> None:
         self.grid, self.dataset, self.architecture = grid, dataset, architecture
         self.tasks: dict[str, Task] = {}
+        self.digester = Digester(SHARED)
         self.impossible: dict[str, tuple[Task, str]] = {}
         self.common = {
             "dataset": _versioned("datasets", dataset),
@@ -210,7 +212,7 @@ class _Builder:
         self.scored = present(further)
 
     def add(self, spec: dict[str, Any]) -> str:
-        task = Task(digest(spec), spec)
+        task = Task(self.digester.digest(spec), spec)
         self.tasks.setdefault(task.id, task)
         return task.id
 

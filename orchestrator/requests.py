@@ -90,6 +90,6 @@ def _size(name: str, values: dict[str, Any], dataset: str, val_fraction: float, 
     known |= {key: facts.get(key, 0) for key in ("num_classes", "num_subclasses")}
     try:
         share = catalogue.plugins("forget")[name].constants["share"]
-        return members * catalogue.formula(share, known | {"pool": pool, "members": members})
+        return float(members * catalogue.formula(share, known | {"pool": pool, "members": members}))
     except ValueError:  # a formula in something else, as the length of a list of samples
         return math.inf
