@@ -18,7 +18,7 @@ from typing import Any
 from orchestrator import catalogue, forget_recipes, requests
 from orchestrator.cells import PLAIN, TRACKS, Cell, Key, References, Variant
 from orchestrator.config import Audit, Choice, Grid
-from orchestrator.keys import derived_seed, digest, present
+from orchestrator.keys import Digester, derived_seed, digest, present
 
 __all__ = [
     "PLAIN",
@@ -81,6 +81,7 @@ class Task:
 
 
 SCOPES = {"random": "random samples only", "class": "whole classes only"}
+SHARED = ("dataset", "architecture", "members", "training", "forget", "method")  # parts of many tasks
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class _Builder:
     def __init__(self, grid: Grid, dataset: str, architecture: str) -> None:
         self.grid, self.dataset, self.architecture = grid, dataset, architecture
         self.tasks: dict[str, Task] = {}
+        self.digester = Digester(SHARED)
         self.impossible: dict[str, tuple[Task, str]] = {}
         self.common = {
             "dataset": _versioned("datasets", dataset),
@@ -175,9 +177,10 @@ class _Builder:
         self.audit = audit  # what is scored beyond φ of the image as it is, on the audit track:
         further = {"views": audit.views, "columns": sorted(set(audit.columns)) or None} if audit else {}
         self.scored = present(further)
+        self._trainings: dict[tuple[str, str], dict[str, Any]] = {}
 
     def add(self, spec: dict[str, Any], after: tuple[str, ...] = ()) -> str:
-        task = Task(digest(spec), spec, after)
+        task = Task(self.digester.digest(spec), spec, after)
         self.tasks.setdefault(task.id, task)
         return task.id
 
@@ -285,6 +288,13 @@ class _Builder:
             members = {"track": "audit", **self._val(forget), "pair": base // 2, "half": base % 2}
             yield _Place("audit", base, members, sets, False)
 
+    def _recipe(self, track: str, training: str) -> dict[str, Any]:
+        """A training recipe, the same object each time: its text is kept."""
+        if (track, training) not in self._trainings:
+            found = self.grid.recipe(self.dataset, self.architecture, track, training)
+            self._trainings[track, training] = found
+        return self._trainings[track, training]
+
     def _names(self, place: _Place) -> tuple[Any, ...]:
         return (self.dataset, self.architecture, place.track, place.seed)
 
@@ -300,7 +310,7 @@ class _Builder:
 
     def _base(self, place: _Place, training: str) -> str:
         """Add the base of one place and training recipe."""
-        recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
+        recipe = self._recipe(place.track, training)
         seeds = self._base_seeds(place, training)
         return self.add({**self._common(place), "kind": "base", "training": recipe, "seeds": seeds})
 
@@ -319,7 +329,7 @@ class _Builder:
         parents: the tasks of the request before, by method; empty for the first. after: see Task.
         """
         names, common = self._names(place), self._common(place)
-        recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
+        recipe = self._recipe(place.track, training)
         base, seeds = self._base(place, training), self._base_seeds(place, training)
         codes = {"codes": seeds["codes"]} if "codes" in seeds else {}
         references = cell.references(PLAIN)
