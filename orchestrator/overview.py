@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import architectures, catalogue, schema
+from orchestrator import architectures, arithmetic, catalogue, schema
 from orchestrator.cost import TIMED, hours, training_images
 from orchestrator.errors import UserError, nearest
 from orchestrator.plan import Plan
@@ -42,20 +43,19 @@ def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
         "impossible": [reason for _, reason in plan.impossible],
         "devices": sorted({str(row["device"]) for row in timed}),
         "cells": len(plan.cells),
-        "retrained_bases": sum(task.id in done for task in left),
+        "parts": [asdict(part) for part in arithmetic.parts(plan)],
+        "retrained_bases": sum(task.id in done and task.kind == "base" for task in left),
+        "repeated_requests": sum(task.id in done and task.kind == "unlearn" for task in left),
     }
 
 
 def plan_text(facts: dict[str, Any]) -> str:
     """The plan as a few lines."""
-    saved = max(0, facts["unshared_tasks"] - facts["tasks"])
+    parts = [arithmetic.Part(**part) for part in facts["parts"]]
     lines = [
         f"{facts['tasks']:,} tasks in {facts['cells']:,} cell{'' if facts['cells'] == 1 else 's'}:"
         f" {facts['base']:,} base, {facts['retrain']:,} retrain, {facts['unlearn']:,} unlearn.",
-        *(
-            [f"Without shared bases and retrains: {facts['unshared_tasks']:,}; sharing saves {saved:,}."]
-            * (saved > 0)
-        ),
+        *arithmetic.lines(parts),
         f"{facts['training_images']:,.0f} training images; without sharing"
         f" {facts['unshared_training_images']:,.0f}.",
         f"{facts['done']:,} are done, {facts['tasks'] - facts['done']:,} are left.",
@@ -64,6 +64,10 @@ def plan_text(facts: dict[str, Any]) -> str:
     lines += [f"{count:,} skipped: {reason}." for reason, count in counts.items()]
     if facts["retrained_bases"]:
         lines.append(f"{facts['retrained_bases']:,} bases are trained again: their weights were not kept.")
+    if facts["repeated_requests"]:
+        lines.append(
+            f"{facts['repeated_requests']:,} earlier requests run again: the weights they left were not kept."
+        )
     if facts["tune_trials"]:
         lines.append(
             f"{facts['tune_trials']:,} tuning trials come on top; this version counts them and runs none."

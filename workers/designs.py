@@ -2,7 +2,7 @@
 
 Two recipes make a design. *Members* says who a base is trained on: the whole pool less the validation set
 (main track), or one half of a complementary, class-stratified pair (audit track). *Forget* says which members
-go. NumPy only.
+go. NumPy only; the split of the paper also needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 OUT, RETAIN, FORGET, VAL = 0, 1, 2, 3
+PAPER_SEED = 123
 
 
 def rng(*parts: object) -> np.random.Generator:
@@ -50,18 +51,38 @@ def _by_class(labels: np.ndarray, among: np.ndarray, generator: np.random.Genera
     return indices[np.argsort(labels[indices], kind="stable")]
 
 
+def paper_split(indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, drawn): one step of the split of arXiv 2410.01276, scikit-learn's shuffle split without strata,
+    always with the same seed. `drawn` has ⌈fraction·n⌉ of the n indices; both are in the order it leaves.
+    """
+    from sklearn.model_selection import train_test_split
+
+    kept, drawn = train_test_split(indices, test_size=fraction, random_state=PAPER_SEED)
+    return kept, drawn
+
+
 def members(dataset: str, labels: np.ndarray, recipe: dict[str, Any]) -> np.ndarray:
     """States (n,) uint8 of a design without a forget set: members RETAIN, the validation set VAL, the rest
     OUT.
     """
-    everyone = np.ones(len(labels), dtype=bool)
-    size = round(recipe["val_fraction"] * len(labels))
-    val = subset(labels, everyone, size, rng("val", dataset, recipe["val_fraction"]))
+    val = validation(dataset, labels, recipe)
     states = np.where(val, VAL, RETAIN).astype(np.uint8)
     if recipe["track"] == "audit":
         half = folds(labels, ~val, 2, rng("pair", dataset, recipe["val_fraction"], recipe["pair"]))
         states[~val & (half != recipe["half"])] = OUT
     return states
+
+
+def validation(dataset: str, labels: np.ndarray, recipe: dict[str, Any]) -> np.ndarray:
+    """The validation set as a bool mask (n,), the same on both tracks: stratified by class with a seed of its
+    own, or, where `recipe` has a split, the paper's.
+    """
+    fraction, everyone = recipe["val_fraction"], np.ones(len(labels), dtype=bool)
+    if "split" not in recipe:
+        return subset(labels, everyone, round(fraction * len(labels)), rng("val", dataset, fraction))
+    kept, _ = paper_split(np.arange(len(labels)), fraction)
+    everyone[kept] = False
+    return everyone
 
 
 def build(
@@ -74,21 +95,43 @@ def build(
 ) -> np.ndarray:
     """The states (n,) uint8 of a design.
 
-    recipe: {"track", "val_fraction"}, for the audit also {"pair", "half"}. forget: a forget recipe, None for
-    none, and `key` the text that identifies it. draw: forget set `index` of the `of` sets of an audit base;
-    None on the main track.
+    recipe: {"track", "val_fraction"}, for the audit also {"pair", "half"}, and "split" for the paper's. With
+    it the forget set of the main track is the second step of the paper's chain for a forget recipe that has a
+    `paper_draw`; others draw theirs from the members as ever. forget: a forget recipe, None for none, and
+    `key` the text that identifies it. draw: forget set `index` of the `of` sets of an audit base; None on the
+    main track.
     """
     states = members(dataset, labels, recipe)
     if forget is None:
         return states
-    common = (dataset, recipe["val_fraction"], key)
-    if draw is None:
-        states[forget.draw(labels, states == RETAIN, rng("forget", *common))] = FORGET
-        return states
-    audited = forget.audited(labels, states != VAL, draw["of"], rng("audited", *common))
-    own = rng("forget", *common, recipe["pair"], recipe["half"])
-    states[folds(labels, audited & (states == RETAIN), draw["of"], own) == draw["index"]] = FORGET
+    gone = forgettable(dataset, labels, recipe, forget, key, draw)
+    if draw is not None:
+        own = rng("forget", dataset, recipe["val_fraction"], key, recipe["pair"], recipe["half"])
+        gone = folds(labels, gone & (states == RETAIN), draw["of"], own) == draw["index"]
+    states[gone] = FORGET
     return states
+
+
+def forgettable(
+    dataset: str,
+    labels: np.ndarray,
+    recipe: dict[str, Any],
+    forget: Any,
+    key: str,
+    draw: dict[str, int] | None,
+) -> np.ndarray:
+    """The pool samples (bool, n) that a recipe forgets; on the audit track, in each base trained on them."""
+    states = members(dataset, labels, recipe)
+    common = (dataset, recipe["val_fraction"], key)
+    if draw is None and "split" in recipe and hasattr(forget, "paper_draw"):
+        order, _ = paper_split(np.arange(len(labels)), recipe["val_fraction"])
+        states[forget.paper_draw(order)] = FORGET
+        return states
+    if draw is None:
+        chosen = forget.draw(labels, states == RETAIN, rng("forget", *common))
+    else:
+        chosen = forget.audited(labels, states != VAL, draw["of"], rng("audited", *common))
+    return np.asarray(chosen, dtype=bool)
 
 
 def whole_classes(labels: np.ndarray, retain: np.ndarray, forget: np.ndarray) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Uniformly random forgetting of a fraction of the members, stratified by class.
 
-The paper (arXiv 2410.01276) draws without strata; strata remove the chance imbalance of classes between the
-forget set and the rest, which a population attack would otherwise see.
+The paper (arXiv 2410.01276) draws without strata, as a grid with `split: paper` does on its main track;
+strata remove the chance imbalance of classes between the forget set and the rest, which a population attack
+would otherwise see.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods.base import hp
-from workers.designs import subset
+from workers.designs import paper_split, subset
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ class Random:
     def draw(self, labels: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The forget set of the main track: a bool mask (n,) within `members` (bool, n)."""
         return subset(labels, members, round(self.fraction * int(members.sum())), rng)
+
+    def paper_draw(self, order: np.ndarray) -> np.ndarray:
+        """The forget set of the main track under the paper's split: indices, of the members in the order
+        (n,) in which its first step leaves them.
+        """
+        return paper_split(order, self.fraction)[1]
 
     def audited(
         self, labels: np.ndarray, pool: np.ndarray, sets: int, rng: np.random.Generator
