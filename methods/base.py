@@ -72,7 +72,8 @@ class Method:
 
     needs: what it reads, of retain, forget, val and codes. scope: the forget sets it is made for, 'random'
     (any samples), 'class' (all samples of some classes) or 'both'. training: the training recipe of the bases
-    it starts from, 'plain' or one that changes training for the sake of later deletions ('mnemonic').
+    it starts from, 'plain' or one that changes training for the sake of later deletions ('mnemonic'). once:
+    whether it cannot go on from a model it has unlearned, as sequential requests need.
     cost: formulas in the hyper-parameters and in retain_size, forget_size and val_size for the passes over
     'retain', 'forget' and 'val', a pass being as many samples read as the set has, and for the further
     'copies' of the model that are held at once. What is left out is 0.
@@ -85,6 +86,7 @@ class Method:
     needs: ClassVar[tuple[str, ...]]
     scope: ClassVar[str] = "both"
     training: ClassVar[str] = "plain"
+    once: ClassVar[bool] = False
     cost: ClassVar[dict[str, str]]
 
     def unlearn(self, model: nn.Module, data: Data) -> nn.Module:

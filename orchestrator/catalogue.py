@@ -81,6 +81,11 @@ class Plugin:
         return str(self.constants.get("training", "plain"))
 
     @property
+    def once(self) -> bool:
+        """Whether a method serves a single request: nothing it leaves can be unlearned from again."""
+        return bool(self.constants.get("once", False))
+
+    @property
     def access(self) -> str:
         """What a method must be given: full_access (training data), forget_only, zero_data, and
         changed_training where bases have to be trained for it.

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import architectures, catalogue
+from orchestrator import architectures, catalogue, requests
 from orchestrator.errors import UserError, nearest
 from orchestrator.grid_errors import lines
 from orchestrator.parameters import check_parameters
@@ -191,6 +191,7 @@ class Grid(Strict):
     methods: Annotated[list[MethodChoice], AfterValidator(_unique)]
     seeds: Annotated[list[Seed], BeforeValidator(_seeds), Field(min_length=1), AfterValidator(_unique)]
     split: Literal["default", "paper"] = "default"
+    requests: int = Field(1, ge=1, le=1000)  # deletions in turn that a forget set is split into
     val_fraction: float = Field(VAL_FRACTION, gt=0, lt=1)
     hyperparameters: str = "default"
     augment_unlearning: bool = True  # unlearning runs augment as training does; false: never
@@ -207,6 +208,8 @@ class Grid(Strict):
                 f"val_fraction: {self.val_fraction} with split: paper, whose validation set is {VAL_FRACTION}"
                 " of the pool. Leave it out, or write split: default."
             )
+        sizes = self._filled(), self.datasets, self.val_fraction, self.audit is not None
+        problems += requests.problems(self.requests, *sizes)
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -323,7 +326,7 @@ def _hidden(path: str, data: dict[str, Any], error: ValidationError) -> list[str
     """Mistakes across keys, which show only when the keys that are wrong by themselves are replaced."""
     neutral = {"methods": [], "seeds": 1, "training": {}, "audit": None, "tune": None, "run": {}, "name": ""}
     neutral |= {"split": "default", "hyperparameters": "default", "augment_unlearning": True}
-    neutral |= {"val_fraction": VAL_FRACTION}
+    neutral |= {"val_fraction": VAL_FRACTION, "requests": 1}
     wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
     if not wrong or wrong & {"datasets", "architectures", "forget"}:
         return []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from orchestrator import catalogue
+from orchestrator import catalogue, requests
 from orchestrator.keys import canonical
 from orchestrator.plan import Plan, Task
 
@@ -48,9 +48,10 @@ def _sizes(dataset: str, members: dict[str, Any], forget: dict[str, Any] | None)
     constants = catalogue.plugins("datasets")[dataset].constants
     pool = constants["pool_size"]
     trained = pool * (1 - members["val_fraction"]) / (2 if members["track"] == "audit" else 1)
-    gone = 0.0 if forget is None else trained * _share(forget, constants["num_classes"])
+    whole = 0.0 if forget is None else trained * _share(forget, constants["num_classes"])
+    gone, newest = requests.parts(forget) if forget else (0.0, 0.0)  # of a forget set deleted in turn
     val = pool * members["val_fraction"]
-    return {"retain_size": trained - gone, "forget_size": gone, "val_size": val}
+    return {"retain_size": trained - whole * gone, "forget_size": whole * newest, "val_size": val}
 
 
 def _share(forget: dict[str, Any], num_classes: int) -> float:
@@ -69,7 +70,8 @@ def training_images(plan: Plan) -> dict[str, float]:
             known = cell.references(variant.training)
             retrain = {key[0]: of[task] for key, task in known.retrains.items()}  # equal within a track
             for key, task in variant.tasks.items():
-                unshared += of[task] + of[known.bases[key]] + retrain[key[0]]
+                first = plan.starts_from_base(plan.by_id[task])
+                unshared += of[task] + first * of[known.bases[key]] + retrain[key[0]]
     return {"training_images": sum(of.values()), "unshared_training_images": unshared}
 
 

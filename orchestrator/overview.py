@@ -44,7 +44,8 @@ def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
         "devices": sorted({str(row["device"]) for row in timed}),
         "cells": len(plan.cells),
         "parts": [asdict(part) for part in arithmetic.parts(plan)],
-        "retrained_bases": sum(task.id in done for task in left),
+        "retrained_bases": sum(task.id in done and task.kind == "base" for task in left),
+        "repeated_requests": sum(task.id in done and task.kind == "unlearn" for task in left),
     }
 
 
@@ -63,6 +64,10 @@ def plan_text(facts: dict[str, Any]) -> str:
     lines += [f"{count:,} skipped: {reason}." for reason, count in counts.items()]
     if facts["retrained_bases"]:
         lines.append(f"{facts['retrained_bases']:,} bases are trained again: their weights were not kept.")
+    if facts["repeated_requests"]:
+        lines.append(
+            f"{facts['repeated_requests']:,} earlier requests run again: the weights they left were not kept."
+        )
     if facts["tune_trials"]:
         lines.append(
             f"{facts['tune_trials']:,} tuning trials come on top; this version counts them and runs none."

@@ -4,6 +4,7 @@ Main track: one fixed split; per seed a base, per forget recipe a retrain and an
 Audit track: per complementary pair two bases; per forget set of a base an unlearn task for each method, and a
 retrain for the first `retrains` of them (spec: attacks, the cross design). A method that needs bases trained
 in another way gets bases and retrains of its own; one that is not made for a forget recipe is not run on it.
+Requests in turn: a cell for each, whose unlearn tasks start from those of the request before.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from orchestrator import catalogue
+from orchestrator import catalogue, requests
 from orchestrator.config import Choice, Grid
 from orchestrator.keys import derived_seed, digest, present
 
@@ -32,8 +33,16 @@ class Task:
 
     @property
     def base(self) -> str | None:
-        """The id of the base an unlearn task starts from, None for the others."""
+        """The id of the task that makes what an unlearn task starts from: a base, or the unlearn task of the
+        request before. None for the others.
+        """
         return self.spec.get("base")
+
+    @property
+    def leaves_model(self) -> bool:
+        """Whether other tasks may start from its model."""
+        forget = self.spec.get("forget")
+        return self.kind == "base" or (self.kind == "unlearn" and requests.goes_on(forget))
 
     def columns(self) -> dict[str, Any]:
         """What the table runs says of a task before it has run."""
@@ -88,7 +97,8 @@ class References:
 
 @dataclass(frozen=True)
 class Cell:
-    """One table of the report: (dataset, architecture, training recipes, forget recipe) and its tasks.
+    """One table of the report: (dataset, architecture, training recipes, forget recipe, request) and its
+    tasks.
 
     bases, retrains: those of plain training; `changed` holds those of other training recipes.
     """
@@ -132,6 +142,8 @@ class Plan:
         """Tasks per kind, tuning trials, and the models it would be without shared bases and retrains."""
         kinds, tune = Counter(task.kind for task in self.tasks), self.grid.tune
         studies = sum(self.runs(variant) for cell in self.cells for variant in cell.variants)
+        studies //= self.grid.requests  # the requests of a forget set are one study
+        starts = sum(task.kind == "unlearn" and self.starts_from_base(task) for task in self.tasks)
         return {
             "tasks": len(self.tasks),
             "base": kinds["base"],
@@ -139,8 +151,12 @@ class Plan:
             "unlearn": kinds["unlearn"],
             "skipped": len(self.impossible),
             "tune_trials": studies * tune.trials * tune.seeds if tune else 0,
-            "unshared_tasks": 3 * kinds["unlearn"],
+            "unshared_tasks": 2 * kinds["unlearn"] + starts,  # each with a retrain, the first with a base
         }
+
+    def starts_from_base(self, task: Task) -> bool:
+        """Whether an unlearn task is the first after its base, and not a later request."""
+        return task.base is not None and self.by_id[task.base].kind == "base"
 
 
 def _training(spec: dict[str, Any]) -> str:
@@ -151,10 +167,10 @@ def _training(spec: dict[str, Any]) -> str:
 
 
 def forget_label(recipe: dict[str, Any] | None) -> str:
-    """'random(fraction=0.1)' for a forget recipe, '' for none."""
+    """'random(fraction=0.1)' for a forget recipe, with its request if there are several; '' for none."""
     if recipe is None:
         return ""
-    return f"{recipe['name']}({_inside(recipe['parameters'])})"
+    return f"{recipe['name']}({_inside(recipe['parameters'])}){requests.words(recipe)}"
 
 
 def _inside(values: dict[str, Any]) -> str:
@@ -169,7 +185,7 @@ def make_plan(grid: Grid) -> Plan:
     for dataset in grid.datasets:
         for architecture in grid.architectures:
             builder = _Builder(grid, dataset, architecture)
-            cells += [builder.cell(choice) for choice in grid.forget]
+            cells += [cell for choice in grid.forget for cell in builder.cells(choice)]
             tasks |= builder.tasks
             impossible |= builder.impossible
     return Plan(grid, list(tasks.values()), cells, list(impossible.values()))
@@ -198,8 +214,16 @@ class _Builder:
         self.tasks.setdefault(task.id, task)
         return task.id
 
-    def cell(self, choice: Choice) -> Cell:
-        forget = _with_defaults("forget", choice)
+    def cells(self, choice: Choice) -> list[Cell]:
+        """A cell for each request of a forget recipe, in order."""
+        made: list[Cell] = []
+        for request in requests.of_grid(self.grid.requests):
+            made.append(self.cell(choice, request, made[-1] if made else None))
+        return made
+
+    def cell(self, choice: Choice, request: requests.Request | None, before: Cell | None) -> Cell:
+        """The cell of a request, whose methods go on with the models of the request before."""
+        forget = present({**_with_defaults("forget", choice), "request": request})
         constants = catalogue.plugins("forget")[choice.name].constants
         identity = {**self.common, "recipes": self.recipes, "forget": forget, "val": self.grid.val_fraction}
         identity |= self._split()
@@ -220,15 +244,19 @@ class _Builder:
             method = catalogue.plugins("methods")[name]
             variant = self._variant(method)
             cell.variants.append(variant)
-            if method.scope in ("both", constants["scope"]):
-                fitting.setdefault(method.training, []).append(variant)
+            if method.scope not in ("both", constants["scope"]):
+                reason = f"forgets {SCOPES[method.scope]}, and the forget recipe is {forget_label(forget)}"
+                self._skip(variant, forget, reason)
+            elif request is not None and method.once:
+                self._skip(variant, forget, requests.ONCE.format(count=request["of"]))
             else:
-                self._skip(variant, forget, method.scope)
+                fitting.setdefault(method.training, []).append(variant)
+        parents = {variant.method: variant.tasks for variant in before.variants} if before else {}
         for place in self._places(sets):
             for training, variants in fitting.items():
                 here = [v for v in variants if place.fixed or self._audited(v)]
                 if here or training == PLAIN:
-                    self._fill(cell, forget, place, training, here)
+                    self._fill(cell, forget, place, training, here, parents)
         return cell
 
     def _audited(self, variant: Variant) -> bool:
@@ -260,15 +288,14 @@ class _Builder:
         version = "" if of["main"]["version"] == 1 else f", version={of['main']['version']}"
         return f"{name}({label}{'' if audited == label else f', audit {audited}'}{version})"
 
-    def _skip(self, variant: Variant, forget: dict[str, Any], scope: str) -> None:
+    def _skip(self, variant: Variant, forget: dict[str, Any], reason: str) -> None:
         """Note that a method cannot run on a forget recipe, as a task for each seed of the main track."""
-        reason = f"{variant.method} forgets {SCOPES[scope]}, and the forget recipe is {forget_label(forget)}"
         for place in self._places(0):
             spec = {**self.common, "members": place.members, "seed": place.seed, "kind": "unlearn"}
             spec |= {"forget": forget, "method": self.methods[variant.method]}
             task = Task(digest(spec), spec)
             variant.tasks[place.track, place.seed, 0] = task.id
-            self.impossible[task.id] = (task, reason)
+            self.impossible[task.id] = (task, f"{variant.method} {reason}")
 
     def _places(self, audit_sets: int) -> Iterator[_Place]:
         val = {"val_fraction": self.grid.val_fraction} | self._split()
@@ -279,9 +306,18 @@ class _Builder:
             yield _Place("audit", base, members, audit_sets, False)
 
     def _fill(
-        self, cell: Cell, forget: dict[str, Any], place: _Place, training: str, variants: list[Variant]
+        self,
+        cell: Cell,
+        forget: dict[str, Any],
+        place: _Place,
+        training: str,
+        variants: list[Variant],
+        parents: dict[str, dict[Key, str]],
     ) -> None:
-        """Add the base of one place and training recipe, and everything that starts from its members."""
+        """Add the base of one place and training recipe, and everything that starts from its members.
+
+        parents: the tasks of the request before, by method; empty for the first.
+        """
         names = (self.dataset, self.architecture, place.track, place.seed)
         recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
         scored = {} if place.fixed else self.scored
@@ -299,16 +335,18 @@ class _Builder:
             references.bases[key] = base
             if place.fixed or index < cell.retrains_per_base:
                 own = self._retrain_seeds(names, index, place, seeds) | codes
+                without = requests.for_retrain(chosen)
                 references.retrains[key] = self.add(
-                    {**common, "kind": "retrain", "forget": chosen, "training": recipe, "seeds": own}
+                    {**common, "kind": "retrain", "forget": without, "training": recipe, "seeds": own}
                 )
-            starts = {**common, "base": base, "precision": recipe["precision"], "forget": chosen}
+            starts = {**common, "precision": recipe["precision"], "forget": chosen}
             starts |= present({"flip": recipe.get("flip")})
             for variant in variants:
                 own = {"unlearn": derived_seed("unlearn", *names, cell.forget, index, variant.method)}
                 variant.tasks[key] = self.add(
                     {
                         **starts,
+                        "base": parents[variant.method][key] if parents else base,
                         "kind": "unlearn",
                         "augment": recipe["augment"] and self.grid.augment_unlearning,
                         "method": self.methods[variant.method],

@@ -1,7 +1,8 @@
 """What runs next, and where: pure bookkeeping over the plan and the ledger, the same for Ray and inline runs.
 
 Unlearn tasks wait for their base and then go to the runner that holds it; idle runners train, and take over
-waiting unlearn tasks when there is nothing left to train.
+waiting unlearn tasks when there is nothing left to train. Where requests follow each other, what is said of a
+base holds for the unlearn task before, too: the next one starts from the model it left.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ class Schedule:
     """The tasks of a plan that still have to run.
 
     statuses: how tasks of the ledger ended, by id. retry: failures to run again. has_model: whether the
-    weights of a finished base are still there; a base whose weights are gone but needed is trained again.
+    weights of a finished base are still there; a base whose weights are gone but needed is trained again, a
+    predecessor is run again, with all before it whose weights are gone.
     """
 
     def __init__(
@@ -54,25 +56,25 @@ class Schedule:
         self, tasks: list[Task], todo: set[str], statuses: dict[str, str], has_model: Callable[[str], bool]
     ) -> None:
         by_id = {task.id: task for task in tasks}
+        todo = todo | _made_again(tasks, todo, statuses, has_model)
         training = [task for task in tasks if task.id in todo and task.kind != "unlearn"]
-        in_training = {task.id for task in training}
+        reasons: dict[str, str] = {}  # why tasks cannot run
         for task in tasks:
             base = task.base
             if task.id not in todo or base is None:
                 continue
-            if base in in_training or base in self._waiting:
+            if base in reasons:
+                reasons[task.id] = reasons[base]
+            elif base in todo or base in self._waiting:
                 self._waiting.setdefault(base, []).append(task)
-            elif base in self._ready:
-                self._ready[base].append(task)
-            elif statuses.get(base) == "done" and has_model(base):
-                self._ready[base] = deque([task])
             elif statuses.get(base) == "done":
-                training.append(by_id[base])  # its weights are gone
-                self._waiting[base] = [task]
+                self._ready.setdefault(base, deque()).append(task)
             else:
-                self.skipped.append((task, f"its base {base} is {statuses.get(base, 'missing')}"))
-                continue
-            self._children[base] = self._children.get(base, 0) + 1
+                reasons[task.id] = _reason(by_id.get(base), base, statuses.get(base, "missing"))
+            if task.id in reasons:
+                self.skipped.append((task, reasons[task.id]))
+            else:
+                self._children[base] = self._children.get(base, 0) + 1
         self._train.extend(sorted(training, key=lambda task: task.kind != "base"))
 
     def pending(self) -> list[Task]:
@@ -82,7 +84,8 @@ class Schedule:
 
     def take(self, runner: str) -> Task | None:
         """The next task for a runner, or None if it has to wait."""
-        base = next((base for base, owner in self._owner.items() if owner == runner), None)
+        mine = [base for base, owner in self._owner.items() if owner == runner]
+        base = mine[-1] if mine else None  # the newest first, so that few models wait to be gone on from
         if base is None:
             base = next((base for base in self._ready if base not in self._owner), None)
             if base is not None:
@@ -114,16 +117,26 @@ class Schedule:
         self.left -= 1
         if task.base is not None:
             self._children[task.base] -= 1
-            return []
-        waiting = self._waiting.pop(task.id, [])
-        if status == "done":
-            if waiting:
-                self._ready[task.id] = deque(waiting)
-                self._owner[task.id] = runner
-            return []
-        self.left -= len(waiting)
-        self._children.pop(task.id, None)
-        return [(child, f"its base {task.id} is {status}") for child in waiting]
+        if status != "done":
+            skipped = self._drop(task.id)
+            self.left -= len(skipped)
+            return [(child, _reason(task, task.id, status)) for child in skipped]
+        if waiting := self._waiting.pop(task.id, []):
+            self._ready[task.id] = deque(waiting)
+            self._owner[task.id] = runner
+        return []
+
+    def _drop(self, failed: str) -> list[Task]:
+        """Take out what waits for a task that failed, and what waits for that."""
+        dropped: list[Task] = []
+        bases = deque([failed])
+        while bases:
+            base = bases.popleft()
+            self._children.pop(base, None)
+            waiting = self._waiting.pop(base, [])
+            dropped += waiting
+            bases.extend(task.id for task in waiting)
+        return dropped
 
     def forget_runner(self, runner: str) -> None:
         """A runner is gone: what it held belongs to nobody."""
@@ -143,6 +156,30 @@ def _to_run(tasks: list[Task], statuses: dict[str, str], retry: Collection[str])
             if base_is_there:
                 todo.add(task.id)
     return todo
+
+
+def _made_again(
+    tasks: list[Task], todo: set[str], statuses: dict[str, str], has_model: Callable[[str], bool]
+) -> set[str]:
+    """Finished tasks whose weights are gone and from which a task that runs, or one of these, starts."""
+    again: set[str] = set()
+    there: dict[str, bool] = {}  # each is looked up once
+    for task in reversed(tasks):  # a base stands before its children
+        base = task.base
+        if base is None or base in todo or statuses.get(base) != "done":
+            continue
+        if task.id in todo or task.id in again:
+            if base not in there:
+                there[base] = has_model(base)
+            if not there[base]:
+                again.add(base)
+    return again
+
+
+def _reason(base: Task | None, name: str, status: str) -> str:
+    """Why a task cannot run that starts, at once or at last, from this one."""
+    what = "predecessor" if base is not None and base.kind == "unlearn" else "base"
+    return f"its {what} {name} is {status}"
 
 
 def _limited(tasks: list[Task], todo: set[str], limit: int) -> set[str]:

@@ -117,9 +117,9 @@ class Session:
         for child, reason in self.schedule.finish(task, outcome.status, runner):
             self._record(child, "skipped", reason)
             self._count("skipped")
-        base = task.base or (task.id if task.kind == "base" else None)
-        if base is not None and not self.schedule.needs(base) and not self.keep_models:
-            self._to_delete.add(base)
+        for model in (task.base, task.id if task.leaves_model else None):
+            if model is not None and not self.schedule.needs(model) and not self.keep_models:
+                self._to_delete.add(model)
         self.flush_if_due()
         self.display(self.progress)
 
@@ -192,12 +192,15 @@ class Session:
         return score_facts(made[0]["dataset"], views, (row["versions"] for row in made), specs)
 
     def load_datasets(
-        self, load: Callable[[str], dict[str, Any]], try_out: Callable[[str, str], str]
+        self, load: Callable[[str, bool], dict[str, Any]], try_out: Callable[[str, str], str]
     ) -> None:
         """Write the table samples of all datasets of the grid; nothing is written if one cannot be loaded, or
-        if an architecture cannot take its images (try_out says why, '' where it can).
+        if an architecture cannot take its images.
+
+        load: name, and whether the table samples lacks it, so that its duplicates are wanted -> its facts.
+        try_out: why an architecture cannot take a dataset's images, '' where it can.
         """
-        loaded = {name: load(name) for name in self.plan.grid.datasets}
+        loaded = {name: load(name, not self._known_samples(name)) for name in self.plan.grid.datasets}
         self._try_architectures(try_out)
         for name, facts in loaded.items():
             self.write_samples(name, facts)
@@ -214,8 +217,7 @@ class Session:
 
     def write_samples(self, dataset: str, facts: dict[str, Any]) -> None:
         """Write the table samples of a dataset once; refuse data that differ from those of earlier runs."""
-        folder = f"dataset={dataset}"
-        known = self.store.read_table("samples", ["sha256"], folder)["sha256"].to_pylist()
+        known = self._known_samples(dataset)
         if known:
             if known != facts["sha256"]:
                 raise UserError(
@@ -230,9 +232,15 @@ class Session:
                 "split": ["pool"] * n_pool + ["test"] * (count - n_pool),
                 "label": facts["labels"],
                 "sha256": facts["sha256"],
+                **{name: facts.get(name, pa.nulls(count)) for name in ("dup_exact", "dup_near")},
             }
         ).cast(schema.arrow("samples"))
-        self.store.write_part("samples", table, new_part(), folder)
+        self.store.write_part("samples", table, new_part(), f"dataset={dataset}")
+
+    def _known_samples(self, dataset: str) -> list[bytes]:
+        """The hashes of a dataset's samples in the table samples; empty if it is not there yet."""
+        found = self.store.read_table("samples", ["sha256"], f"dataset={dataset}")
+        return list(found["sha256"].to_pylist())
 
 
 @dataclass

@@ -104,18 +104,34 @@ def build(
     states = members(dataset, labels, recipe)
     if forget is None:
         return states
+    gone = forgettable(dataset, labels, recipe, forget, key, draw)
+    if draw is not None:
+        own = rng("forget", dataset, recipe["val_fraction"], key, recipe["pair"], recipe["half"])
+        gone = folds(labels, gone & (states == RETAIN), draw["of"], own) == draw["index"]
+    states[gone] = FORGET
+    return states
+
+
+def forgettable(
+    dataset: str,
+    labels: np.ndarray,
+    recipe: dict[str, Any],
+    forget: Any,
+    key: str,
+    draw: dict[str, int] | None,
+) -> np.ndarray:
+    """The pool samples (bool, n) that a recipe forgets; on the audit track, in each base trained on them."""
+    states = members(dataset, labels, recipe)
     common = (dataset, recipe["val_fraction"], key)
     if draw is None and "split" in recipe and hasattr(forget, "paper_draw"):
         order, _ = paper_split(np.arange(len(labels)), recipe["val_fraction"])
         states[forget.paper_draw(order)] = FORGET
         return states
     if draw is None:
-        states[forget.draw(labels, states == RETAIN, rng("forget", *common))] = FORGET
-        return states
-    audited = forget.audited(labels, states != VAL, draw["of"], rng("audited", *common))
-    own = rng("forget", *common, recipe["pair"], recipe["half"])
-    states[folds(labels, audited & (states == RETAIN), draw["of"], own) == draw["index"]] = FORGET
-    return states
+        chosen = forget.draw(labels, states == RETAIN, rng("forget", *common))
+    else:
+        chosen = forget.audited(labels, states != VAL, draw["of"], rng("audited", *common))
+    return np.asarray(chosen, dtype=bool)
 
 
 def whole_classes(labels: np.ndarray, retain: np.ndarray, forget: np.ndarray) -> tuple[int, ...]:

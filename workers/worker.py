@@ -18,11 +18,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from methods.base import fit, plugin, sgd
-from workers import architectures
+from workers import architectures, duplicates
 from workers.data import DeviceDataset, View
 from workers.run_task import Base, Outcome, build, generator, run_task, seeded, unpack_base
 
 WARM_UP_SAMPLES = 512
+DUPLICATES_BATCH = 1024
 
 
 class Worker:
@@ -77,6 +78,13 @@ class Worker:
         except architectures.CannotBuild as error:
             return str(error)
         return ""
+
+    def duplicates(self, name: str) -> dict[str, Any]:
+        """The columns of samples that say which images are alike; mirrored ones where training mirrors."""
+        dataset = self.dataset(name)
+        batches = (part.cpu().numpy() for part in dataset.images.split(DUPLICATES_BATCH))
+        found = duplicates.find(batches, mirrored=dataset.flip)
+        return {"dup_exact": found.exact, "dup_near": found.near}
 
     # ---- what a task asks for (run_task.Bench) ------------------------------------------------------------
 
