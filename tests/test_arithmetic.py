@@ -101,6 +101,8 @@ CHANGES: list[dict[str, Any]] = [
     {"datasets": ["digits", "mnist"], "audit": None, "tune": {"trials": 2}},
     {"methods": ["finetune", "scrub"], "audit": {"pairs": 5, "methods": ["scrub"]}},
     {"methods": [], "seeds": 1200},
+    {"requests": 2, "audit": None, "tune": {"trials": 3}},
+    {"requests": 2, "audit": {"pairs": 4, "forget_sets": 2}, "architectures": ["cnn_small", "vit_tiny"]},
     {"forget": ["random", {"random": {"fraction": 0.2}}], "tune": {"audit": {"bases": 3, "trials": 4}}},
 ]
 
