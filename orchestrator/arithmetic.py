@@ -60,7 +60,7 @@ def parts(plan: Plan) -> list[Part]:
         loops, text = _product(plan, searched, 1)
         spared = 0 if track == "main" else loops
         found.append(Part(track, "tuning", text, loops, loops, loops - spared, spared))
-    return [part for part in found if part.loops]
+    return [part for part in found if part.loops or part.lethe]  # or: bases that choose a forget set
 
 
 def _places(cell: Cell, track: str) -> Factors:
