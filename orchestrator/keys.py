@@ -48,13 +48,19 @@ class Digester:
 
     def digest(self, value: Mapping[str, Any]) -> str:
         """What `digest` gives."""
-        parts = [f"{_quoted(key)}:{self._text(key, value[key])}" for key in sorted(value)]
-        return hashlib.sha256(f"{{{','.join(parts)}}}".encode()).hexdigest()[:ID_LENGTH]
+        return hashlib.sha256(self._mapping(value).encode()).hexdigest()[:ID_LENGTH]
+
+    def _mapping(self, value: Mapping[str, Any]) -> str:
+        return f"{{{','.join([f'{_quoted(key)}:{self._text(key, value[key])}' for key in sorted(value)])}}}"
 
     def _text(self, key: str, value: Any) -> str:
         if key not in self._shared:
             kind = type(value)
-            return _quoted(value) if kind is str else str(value) if kind is int else canonical(value)
+            if kind is str:
+                return _quoted(value)
+            if kind is int:
+                return str(value)
+            return self._mapping(value) if kind is dict else canonical(value)
         known = self._known.get(id(value))
         if known is None:
             known = self._known[id(value)] = (value, canonical(value))

@@ -166,6 +166,7 @@ class _Builder:
         self.grid, self.dataset, self.architecture = grid, dataset, architecture
         self.tasks: dict[str, Task] = {}
         self.digester = Digester(SHARED)
+        self._recipes: dict[tuple[str, str], dict[str, Any]] = {}
         self.impossible: dict[str, tuple[Task, str]] = {}
         self.common = {
             "dataset": _versioned("datasets", dataset),
@@ -177,6 +178,14 @@ class _Builder:
         self.audit = audit  # what is scored beyond φ of the image as it is, on the audit track:
         further = {"views": audit.views, "columns": sorted(set(audit.columns)) or None} if audit else {}
         self.scored = present(further)
+
+    def recipe(self, track: str, training: str) -> dict[str, Any]:
+        """The training recipe of a track; the same object each time, so that it is turned into text once."""
+        known = self._recipes.get((track, training))
+        if known is None:
+            known = self.grid.recipe(self.dataset, self.architecture, track, training)
+            self._recipes[track, training] = known
+        return known
 
     def add(self, spec: dict[str, Any], after: tuple[str, ...] = ()) -> str:
         task = Task(self.digester.digest(spec), spec, after)
@@ -258,7 +267,7 @@ class _Builder:
         """The label of a training recipe, which tells bases apart that were trained in different ways."""
         if name == PLAIN:
             return PLAIN
-        of = {t: self.grid.recipe(self.dataset, self.architecture, t, name)[name] for t in TRACKS}
+        of = {t: self.recipe(t, name)[name] for t in TRACKS}
         label, audited = _inside(of["main"]), _inside(of["audit"])
         version = "" if of["main"]["version"] == 1 else f", version={of['main']['version']}"
         return f"{name}({label}{'' if audited == label else f', audit {audited}'}{version})"
@@ -302,7 +311,7 @@ class _Builder:
 
     def _base(self, place: _Place, training: str) -> str:
         """Add the base of one place and training recipe."""
-        recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
+        recipe = self.recipe(place.track, training)
         seeds = self._base_seeds(place, training)
         return self.add({**self._common(place), "kind": "base", "training": recipe, "seeds": seeds})
 
@@ -321,7 +330,7 @@ class _Builder:
         parents: the tasks of the request before, by method; empty for the first. after: see Task.
         """
         names, common = self._names(place), self._common(place)
-        recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
+        recipe = self.recipe(place.track, training)
         base, seeds = self._base(place, training), self._base_seeds(place, training)
         codes = {"codes": seeds["codes"]} if "codes" in seeds else {}
         references = cell.references(PLAIN)
