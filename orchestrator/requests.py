@@ -86,7 +86,7 @@ def _size(name: str, values: dict[str, Any], dataset: str, val_fraction: float, 
     """How many samples a forget set has; infinite where files say so that are not read here."""
     facts = catalogue.plugins("datasets")[dataset].constants
     pool = facts["pool_size"] * (1 - val_fraction)
-    members = pool / 2 if audited else pool
+    members: float = pool / 2 if audited else pool
     defaults = {key: of.default for key, of in catalogue.plugins("forget")[name].parameters.items()}
     known = {key: len(v) if isinstance(v, list) else v for key, v in (defaults | values).items()}
     known |= {key: facts.get(key, 0) for key in ("num_classes", "num_subclasses")}

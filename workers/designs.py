@@ -164,8 +164,9 @@ def forgettable(
     common = (dataset, recipe["val_fraction"], key)
     if draw is None and "split" in recipe and hasattr(forget, "paper_draw"):
         order, _ = paper_split(np.arange(len(labels)), recipe["val_fraction"])
-        states[forget.paper_draw(order)] = FORGET
-        return states
+        gone = np.zeros(len(labels), dtype=bool)
+        gone[forget.paper_draw(order)] = True
+        return gone
     if draw is None:
         chosen = forget.draw(labels, states == RETAIN, rng("forget", *common))
     else:
