@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import architectures, catalogue, requests
+from orchestrator import architectures, catalogue, forget_recipes, requests
 from orchestrator.errors import UserError, nearest
 from orchestrator.grid_errors import lines
 from orchestrator.parameters import check_parameters
@@ -44,6 +44,7 @@ class Choice(Strict):
 
     name: str
     parameters: dict[str, Any] = {}
+    ids: tuple[int, ...] | None = Field(None, exclude=True, repr=False)  # what a file of sample ids holds
 
 
 class Training(Strict):
@@ -210,6 +211,7 @@ class Grid(Strict):
             )
         sizes = self._filled(), self.datasets, self.val_fraction, self.audit is not None
         problems += requests.problems(self.requests, *sizes)
+        problems += forget_recipes.problems(self)
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -319,7 +321,7 @@ def load(path: str) -> Grid:
         grid = Grid.model_validate(data)
     except ValidationError as error:
         raise UserError(*lines(Grid, path, error), *_hidden(path, data, error)) from None
-    return _with_hyperparameters(path, grid)
+    return forget_recipes.with_lists(path, _with_hyperparameters(path, grid))
 
 
 def _hidden(path: str, data: dict[str, Any], error: ValidationError) -> list[str]:

@@ -184,7 +184,7 @@ class _Driver:
         weights = None if task.base is None else self._weights(task.base)
         if not runner.queue:
             runner.since = time.monotonic()
-        outcome, trained = runner.actor.run_apart.remote({"id": task.id, "spec": task.spec}, weights)
+        outcome, trained = runner.actor.run_apart.remote(self.session.payload(task), weights)
         runner.queue.append(InFlight(task, outcome, trained))
 
     def _weights(self, base: str) -> Any:

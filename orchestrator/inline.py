@@ -27,9 +27,10 @@ def run(session: Session, data: str, time_limit_s: float) -> None:
     while (task := session.schedule.take(RUNNER)) is not None:
         held = task.base is None or task.base in worker.holds()
         weights = None if held else session.store.read_model(str(task.base))
+        payload = session.payload(task)
         try:
             with _limit(time_limit_s):
-                outcome = worker.run({"id": task.id, "spec": task.spec}, weights)
+                outcome = worker.run(payload, weights)
         except TimeLimit as error:  # it struck between the task's own handler and here
             session.failed(task, "timeout", str(error), RUNNER)
             continue

@@ -15,17 +15,35 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from orchestrator import catalogue, requests
-from orchestrator.config import Choice, Grid
-from orchestrator.keys import derived_seed, digest, present
+from orchestrator import catalogue, forget_recipes, requests
+from orchestrator.cells import PLAIN, TRACKS, Cell, Key, References, Variant
+from orchestrator.config import Audit, Choice, Grid
+from orchestrator.keys import Digester, derived_seed, digest, present
+
+__all__ = [
+    "PLAIN",
+    "TRACKS",
+    "Cell",
+    "Key",
+    "Plan",
+    "References",
+    "Task",
+    "Variant",
+    "forget_label",
+    "make_plan",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One of base, retrain, unlearn. `spec` holds everything that decides the result; its digest is `id`."""
+    """One of base, retrain, unlearn. `spec` holds everything that decides the result; its digest is `id`.
+
+    after: ids of tasks whose scores it needs, all of which must be done before.
+    """
 
     id: str
     spec: dict[str, Any]
+    after: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -62,60 +80,8 @@ class Task:
         }
 
 
-TRACKS = ("main", "audit")
 SCOPES = {"random": "random samples only", "class": "whole classes only"}
-Key = tuple[str, int, int]  # track, seed (audit track: number of the base), forget set
-
-
-PLAIN = "plain"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method with its hyper-parameters in a cell, and its tasks.
-
-    training: the training recipe of its bases, 'plain' or e.g. 'mnemonic(t_mix=0.3)'. Options of the grid
-    that are not at their neutral value stand among the hyper-parameters.
-    """
-
-    method: str
-    version: int
-    hyperparameters: dict[str, Any]
-    tasks: dict[Key, str]
-    training: str = PLAIN
-
-
-@dataclass(frozen=True)
-class References:
-    """The bases and the retrains of one training recipe. A base has no forget set, so all keys
-    (track, seed, forget set) of one (track, seed) map to the same base.
-    """
-
-    bases: dict[Key, str]
-    retrains: dict[Key, str]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One table of the report: (dataset, architecture, training recipes, forget recipe, request) and its
-    tasks.
-
-    bases, retrains: those of plain training; `changed` holds those of other training recipes.
-    """
-
-    id: str
-    dataset: str
-    architecture: str
-    forget: str
-    retrains_per_base: int
-    bases: dict[Key, str]
-    retrains: dict[Key, str]
-    variants: list[Variant]
-    changed: dict[str, References] = field(default_factory=dict)
-
-    def references(self, training: str) -> References:
-        """The bases and retrains of a training recipe."""
-        return References(self.bases, self.retrains) if training == PLAIN else self.changed[training]
+SHARED = ("dataset", "architecture", "members", "training", "forget", "method")  # parts of many tasks
 
 
 @dataclass(frozen=True)
@@ -123,12 +89,14 @@ class Plan:
     """All tasks of a grid, every base before what starts from it, and the cells they make up.
 
     impossible: tasks that cannot run, as the method is not made for the forget recipe, with the reason.
+    lists: sample ids that recipes only name, by the hash in the specifications.
     """
 
     grid: Grid
     tasks: list[Task]
     cells: list[Cell]
     impossible: list[tuple[Task, str]] = field(default_factory=list)
+    lists: dict[str, list[int]] = field(default_factory=dict)
 
     @cached_property
     def by_id(self) -> dict[str, Task]:
@@ -170,7 +138,7 @@ def forget_label(recipe: dict[str, Any] | None) -> str:
     """'random(fraction=0.1)' for a forget recipe, with its request if there are several; '' for none."""
     if recipe is None:
         return ""
-    return f"{recipe['name']}({_inside(recipe['parameters'])}){requests.words(recipe)}"
+    return f"{recipe['name']}({_inside(forget_recipes.shown(recipe))}){requests.words(recipe)}"
 
 
 def _inside(values: dict[str, Any]) -> str:
@@ -188,7 +156,7 @@ def make_plan(grid: Grid) -> Plan:
             cells += [cell for choice in grid.forget for cell in builder.cells(choice)]
             tasks |= builder.tasks
             impossible |= builder.impossible
-    return Plan(grid, list(tasks.values()), cells, list(impossible.values()))
+    return Plan(grid, list(tasks.values()), cells, list(impossible.values()), forget_recipes.lists(grid))
 
 
 class _Builder:
@@ -197,6 +165,7 @@ class _Builder:
     def __init__(self, grid: Grid, dataset: str, architecture: str) -> None:
         self.grid, self.dataset, self.architecture = grid, dataset, architecture
         self.tasks: dict[str, Task] = {}
+        self.digester = Digester(SHARED)
         self.impossible: dict[str, tuple[Task, str]] = {}
         self.common = {
             "dataset": _versioned("datasets", dataset),
@@ -209,8 +178,8 @@ class _Builder:
         further = {"views": audit.views, "columns": sorted(set(audit.columns)) or None} if audit else {}
         self.scored = present(further)
 
-    def add(self, spec: dict[str, Any]) -> str:
-        task = Task(digest(spec), spec)
+    def add(self, spec: dict[str, Any], after: tuple[str, ...] = ()) -> str:
+        task = Task(self.digester.digest(spec), spec, after)
         self.tasks.setdefault(task.id, task)
         return task.id
 
@@ -223,8 +192,10 @@ class _Builder:
 
     def cell(self, choice: Choice, request: requests.Request | None, before: Cell | None) -> Cell:
         """The cell of a request, whose methods go on with the models of the request before."""
-        forget = present({**_with_defaults("forget", choice), "request": request})
+        forget = present({**forget_recipes.specification(self.dataset, choice), "request": request})
         constants = catalogue.plugins("forget")[choice.name].constants
+        after = self._audit_bases() if choice.name == "memorised" else ()
+        forget |= {"bases": digest(after)} if after else {}
         identity = {**self.common, "recipes": self.recipes, "forget": forget, "val": self.grid.val_fraction}
         identity |= self._split()
         sets = self._forget_sets(choice.name)
@@ -252,11 +223,11 @@ class _Builder:
             else:
                 fitting.setdefault(method.training, []).append(variant)
         parents = {variant.method: variant.tasks for variant in before.variants} if before else {}
-        for place in self._places(sets):
+        for place in self._places(sets, forget):
             for training, variants in fitting.items():
                 here = [v for v in variants if place.fixed or self._audited(v)]
                 if here or training == PLAIN:
-                    self._fill(cell, forget, place, training, here, parents)
+                    self._fill(cell, forget, place, training, here, parents, after)
         return cell
 
     def _audited(self, variant: Variant) -> bool:
@@ -270,9 +241,13 @@ class _Builder:
         return {} if self.grid.split == "default" else {"split": {"name": self.grid.split, "version": 1}}
 
     def _forget_sets(self, forget: str) -> int:
-        """Forget sets per base of the audit track: one where whole classes go."""
-        whole = catalogue.plugins("forget")[forget].scope == "class"
-        return 0 if self.audit is None else 1 if whole else self.audit.forget_sets
+        """Forget sets per base of the audit track: one where e.g. whole classes go."""
+        many = 0 if self.audit is None else self.audit.forget_sets
+        return {"many": many, "one": min(many, 1), "none": 0}[catalogue.plugins("forget")[forget].audit_sets]
+
+    def _audit_bases(self) -> tuple[str, ...]:
+        """The bases of the audit track with plain training, which are added where they are not there yet."""
+        return tuple(self._base(place, PLAIN) for place in self._audit_places(self.grid.audit, 1, {}))
 
     def _variant(self, method: catalogue.Plugin) -> Variant:
         values = self.methods[method.name]["hyperparameters"]
@@ -290,20 +265,46 @@ class _Builder:
 
     def _skip(self, variant: Variant, forget: dict[str, Any], reason: str) -> None:
         """Note that a method cannot run on a forget recipe, as a task for each seed of the main track."""
-        for place in self._places(0):
+        for place in self._places(0, forget):
             spec = {**self.common, "members": place.members, "seed": place.seed, "kind": "unlearn"}
             spec |= {"forget": forget, "method": self.methods[variant.method]}
             task = Task(digest(spec), spec)
             variant.tasks[place.track, place.seed, 0] = task.id
             self.impossible[task.id] = (task, f"{variant.method} {reason}")
 
-    def _places(self, audit_sets: int) -> Iterator[_Place]:
-        val = {"val_fraction": self.grid.val_fraction} | self._split()
+    def _places(self, audit_sets: int, forget: dict[str, Any]) -> Iterator[_Place]:
         for seed in self.grid.seeds:
-            yield _Place("main", seed, {"track": "main", **val}, 1, True)
-        for base in range(2 * self.audit.pairs if self.audit and audit_sets else 0):
-            members = {"track": "audit", **val, "pair": base // 2, "half": base % 2}
-            yield _Place("audit", base, members, audit_sets, False)
+            yield _Place("main", seed, {"track": "main", **self._val(forget)}, 1, True)
+        yield from self._audit_places(self.audit if audit_sets else None, audit_sets, forget)
+
+    def _val(self, forget: dict[str, Any]) -> dict[str, Any]:
+        """Who is for validation. Listed samples never are, so that their bases are others."""
+        listed = {"listed": forget["ids"]["sha256"]} if "ids" in forget else {}
+        return {"val_fraction": self.grid.val_fraction} | self._split() | listed
+
+    def _audit_places(self, audit: Audit | None, sets: int, forget: dict[str, Any]) -> Iterator[_Place]:
+        for base in range(2 * audit.pairs if audit else 0):
+            members = {"track": "audit", **self._val(forget), "pair": base // 2, "half": base % 2}
+            yield _Place("audit", base, members, sets, False)
+
+    def _names(self, place: _Place) -> tuple[Any, ...]:
+        return (self.dataset, self.architecture, place.track, place.seed)
+
+    def _common(self, place: _Place) -> dict[str, Any]:
+        """What the specifications of all tasks of one place share."""
+        scored = {} if place.fixed else self.scored
+        return {**self.common, **scored, "members": place.members, "seed": place.seed}
+
+    def _base_seeds(self, place: _Place, training: str) -> dict[str, int]:
+        names = self._names(place)
+        codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
+        return {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
+
+    def _base(self, place: _Place, training: str) -> str:
+        """Add the base of one place and training recipe."""
+        recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
+        seeds = self._base_seeds(place, training)
+        return self.add({**self._common(place), "kind": "base", "training": recipe, "seeds": seeds})
 
     def _fill(
         self,
@@ -313,18 +314,16 @@ class _Builder:
         training: str,
         variants: list[Variant],
         parents: dict[str, dict[Key, str]],
+        after: tuple[str, ...],
     ) -> None:
         """Add the base of one place and training recipe, and everything that starts from its members.
 
-        parents: the tasks of the request before, by method; empty for the first.
+        parents: the tasks of the request before, by method; empty for the first. after: see Task.
         """
-        names = (self.dataset, self.architecture, place.track, place.seed)
+        names, common = self._names(place), self._common(place)
         recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
-        scored = {} if place.fixed else self.scored
-        common = {**self.common, **scored, "members": place.members, "seed": place.seed}
-        codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
-        seeds = {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
-        base = self.add({**common, "kind": "base", "training": recipe, "seeds": seeds})
+        base, seeds = self._base(place, training), self._base_seeds(place, training)
+        codes = {"codes": seeds["codes"]} if "codes" in seeds else {}
         references = cell.references(PLAIN)
         if training != PLAIN:
             references = cell.changed.setdefault(variants[0].training, References({}, {}))
@@ -337,7 +336,7 @@ class _Builder:
                 own = self._retrain_seeds(names, index, place, seeds) | codes
                 without = requests.for_retrain(chosen)
                 references.retrains[key] = self.add(
-                    {**common, "kind": "retrain", "forget": without, "training": recipe, "seeds": own}
+                    {**common, "kind": "retrain", "forget": without, "training": recipe, "seeds": own}, after
                 )
             starts = {**common, "precision": recipe["precision"], "forget": chosen}
             starts |= present({"flip": recipe.get("flip")})
@@ -351,7 +350,8 @@ class _Builder:
                         "augment": recipe["augment"] and self.grid.augment_unlearning,
                         "method": self.methods[variant.method],
                         "seeds": own,
-                    }
+                    },
+                    after,
                 )
 
     @staticmethod

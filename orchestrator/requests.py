@@ -86,10 +86,11 @@ def _size(name: str, values: dict[str, Any], dataset: str, val_fraction: float, 
     facts = catalogue.plugins("datasets")[dataset].constants
     pool = facts["pool_size"] * (1 - val_fraction)
     members = pool / 2 if audited else pool
-    known = {key: len(v) if isinstance(v, list) else v for key, v in values.items()}
+    defaults = {key: of.default for key, of in catalogue.plugins("forget")[name].parameters.items()}
+    known = {key: len(v) if isinstance(v, list) else v for key, v in (defaults | values).items()}
     known |= {key: facts.get(key, 0) for key in ("num_classes", "num_subclasses")}
     try:
         share = catalogue.plugins("forget")[name].constants["share"]
-        return members * catalogue.formula(share, known | {"pool": pool, "members": members})
+        return float(members * catalogue.formula(share, known | {"pool": pool, "members": members}))
     except ValueError:  # a formula in something else, as the length of a list of samples
         return math.inf

@@ -2,7 +2,8 @@
 
 Unlearn tasks wait for their base and then go to the runner that holds it; idle runners train, and take over
 waiting unlearn tasks when there is nothing left to train. Where requests follow each other, what is said of a
-base holds for the unlearn task before, too: the next one starts from the model it left.
+base holds for the unlearn task before, too: the next one starts from the model it left. Tasks that need the
+scores of others are held back until these are done.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 
+from orchestrator.held import Held, parents_of
 from orchestrator.plan import Task
 
 FAILURES = ("oom", "diverged", "timeout", "bug", "lost_worker", "skipped")
@@ -45,11 +47,20 @@ class Schedule:
         for task in tasks:  # a base is needed by later runs too
             if task.base is not None and task.id in later:
                 self._children[task.base] = self._children.get(task.base, 0) + 1
-        self._sort_in(tasks, chosen, statuses, has_model)
+        self._held = Held(tasks, chosen, statuses)
+        self._by_id = {task.id: task for task in tasks}
+        self._made: set[str] = set()  # tasks done in this run
+        self._statuses, self._has_model = dict(statuses), lambda base: base in self._made or has_model(base)
+        for task in self._held.tasks():
+            if task.base is not None:
+                self._children[task.base] = self._children.get(task.base, 0) + 1
+        self._sort_in(tasks, chosen - {task.id for task in self._held.tasks()}, statuses, has_model)
+        self.total = self.left = 0
+        self.skipped += self._release({})
         self.total = self.left = len(self)
 
     def __len__(self) -> int:
-        groups = [*self._ready.values(), *self._waiting.values()]
+        groups = [*self._ready.values(), *self._waiting.values(), self._held.tasks()]
         return len(self._train) + sum(map(len, groups))
 
     def _sort_in(
@@ -79,7 +90,7 @@ class Schedule:
 
     def pending(self) -> list[Task]:
         """The tasks that have not been taken."""
-        groups = [self._train, *self._ready.values(), *self._waiting.values()]
+        groups = [self._train, *self._ready.values(), *self._waiting.values(), self._held.tasks()]
         return [task for group in groups for task in group]
 
     def take(self, runner: str) -> Task | None:
@@ -114,6 +125,41 @@ class Schedule:
 
     def finish(self, task: Task, status: str, runner: str) -> list[tuple[Task, str]]:
         """Note how a task ended; returns the tasks that cannot run because of it, with the reason."""
+        skipped = self._finish(task, status, runner)
+        self._made |= {task.id} if status == "done" else set()
+        return skipped + self._release({task.id: status} | {child.id: "skipped" for child, _ in skipped})
+
+    def _release(self, ended: dict[str, str]) -> list[tuple[Task, str]]:
+        """Let the tasks go that were held back for some that ended; returns those that cannot run, with the
+        reason.
+        """
+        self._statuses |= ended
+        free, lost = self._held.ended(ended)
+        for task in [*free, *(task for task, _ in lost)]:
+            if task.base in self._children:
+                self._children[task.base] -= 1
+        self.left -= len(lost)
+        if free:
+            before, skipped = len(self), len(self.skipped)
+            self._sort_in(self._with_bases(free), {task.id for task in free}, self._statuses, self._has_model)
+            lost += self.skipped[skipped:]
+            again = len(self) - before - len(free)  # bases whose weights are gone, less what cannot run
+            self.left += again
+            self.total += max(0, again)
+            del self.skipped[skipped:]
+        return lost
+
+    def _with_bases(self, tasks: list[Task]) -> list[Task]:
+        """The tasks, each after all that it starts from."""
+        found: dict[str, Task] = {}
+        for task in tasks:
+            line = [task]
+            while (base := line[-1].base) is not None and base in self._by_id:
+                line.append(self._by_id[base])
+            found |= {one.id: one for one in reversed(line)}
+        return list(found.values())
+
+    def _finish(self, task: Task, status: str, runner: str) -> list[tuple[Task, str]]:
         self.left -= 1
         if task.base is not None:
             self._children[task.base] -= 1
@@ -151,10 +197,10 @@ def _to_run(tasks: list[Task], statuses: dict[str, str], retry: Collection[str])
     """Ids without a row, with a failure to be retried, or skipped for a base that is done or runs again."""
     todo = {task.id for task in tasks if task.id not in statuses or statuses[task.id] in retry}
     for task in tasks:
-        if task.base is not None and statuses.get(task.id) == "skipped":
-            base_is_there = task.base in todo or statuses.get(task.base) == "done"
-            if base_is_there:
-                todo.add(task.id)
+        parents = parents_of(task)
+        there = all(parent in todo or statuses.get(parent) == "done" for parent in parents)
+        if parents and there and statuses.get(task.id) == "skipped":
+            todo.add(task.id)
     return todo
 
 

@@ -145,6 +145,7 @@ SAMPLES = (
     Column("sample_id", _i32, "", "position of the sample: the pool first, then the test set"),
     Column("split", _text, "", "pool or test"),
     Column("label", _i16, "", "class"),
+    Column("subclass", _i16, "", "part of the class; null where the dataset knows none"),
     Column("sha256", pa.binary(32), "", "hash of the raw pixels and the label"),
     Column(
         "dup_exact",

@@ -22,6 +22,7 @@ from orchestrator.keys import canonical
 from orchestrator.lock import Lock
 from orchestrator.plan import Plan, Task
 from orchestrator.provenance import commit
+from orchestrator.sample_lists import SampleLists
 from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store, new_part, score_facts, score_folder, score_rows
 
@@ -73,6 +74,7 @@ class Session:
         self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total)
         self.note(aside)
+        self._lists = SampleLists(plan, store)
         self._rows: list[dict[str, Any]] = []
         self._scores: dict[str, list[dict[str, Any]]] = {}
         self._new_designs: list[dict[str, Any]] = []
@@ -108,6 +110,10 @@ class Session:
 
     # ---- the life of a task -------------------------------------------------------------------------------
 
+    def payload(self, task: Task) -> dict[str, Any]:
+        """What a worker gets of a task: its id, its specification and the lists of samples this names."""
+        return self._lists.payload(task, self.flush)
+
     def finished(self, task: Task, outcome: Any, runner: str, retries: int = 0) -> None:
         """Record the Outcome of a task (workers/run_task.py), and what cannot run because of it."""
         if outcome.weights is not None:
@@ -120,6 +126,7 @@ class Session:
         for model in (task.base, task.id if task.leaves_model else None):
             if model is not None and not self.schedule.needs(model) and not self.keep_models:
                 self._to_delete.add(model)
+        self.progress.total = self.schedule.total
         self.flush_if_due()
         self.display(self.progress)
 
@@ -226,11 +233,13 @@ class Session:
                 )
             return
         count, n_pool = len(facts["labels"]), facts["n_pool"]
+        has_parts = facts.get("subclasses") is not None
         table = pa.table(
             {
                 "sample_id": range(count),
                 "split": ["pool"] * n_pool + ["test"] * (count - n_pool),
                 "label": facts["labels"],
+                "subclass": pa.array(facts.get("subclasses"), pa.int16()) if has_parts else pa.nulls(count),
                 "sha256": facts["sha256"],
                 **{name: facts.get(name, pa.nulls(count)) for name in ("dup_exact", "dup_near")},
             }

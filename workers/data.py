@@ -23,12 +23,16 @@ Batch = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Arrays:
-    """What a dataset's `load` returns: uint8 images (n, channels, height, width) and labels (n,)."""
+    """What a dataset's `load` returns: uint8 images (n, channels, height, width) and labels (n,); where it
+    knows parts of the classes, these (n,) too.
+    """
 
     pool_images: np.ndarray
     pool_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    pool_subclasses: np.ndarray | None = None
+    test_subclasses: np.ndarray | None = None
 
 
 class DeviceDataset:
@@ -40,6 +44,8 @@ class DeviceDataset:
         self.num_classes: int = plugin.num_classes
         self.n_pool = len(arrays.pool_labels)
         self.host_labels = labels
+        fine = (arrays.pool_subclasses, arrays.test_subclasses)
+        self.host_subclasses = None if fine[0] is None else np.concatenate(fine).astype(np.int64)
         self.sample_sha256 = _sample_hashes(chain(arrays.pool_images, arrays.test_images), labels)
         self.sha256 = hashlib.sha256(b"".join(self.sample_sha256)).hexdigest()
         # Each part goes straight to its place: a joined copy would double the memory of large images.

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from methods.base import PRECISION, Diverged, Method, plugin
-from workers import designs, requests
+from workers import designs, requests, sample_lists
 from workers.architectures import architecture
 from workers.data import DeviceDataset, UnlearnData, View
 from workers.evaluate import Scores, class_summary, evaluate, summary
@@ -81,7 +81,9 @@ class Bench(Protocol):
 
 
 def run_task(task: dict[str, Any], bench: Bench) -> Outcome:
-    """Run one task ({"id", "spec"}); every way it can end is an Outcome."""
+    """Run one task ({"id", "spec"}, with "lists" where its recipes name any); every way it can end is an
+    Outcome.
+    """
     started = time.time()
     try:
         bench.warm_up(task["spec"])
@@ -111,7 +113,7 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
     """Train a base (on retain and forget) or a retrain (on retain alone) from new weights."""
     spec = task["spec"]
     dataset = bench.dataset(spec["dataset"]["name"])
-    design = Design(dataset, spec)
+    design = Design(dataset, spec, task.get("lists"))
     trained_on = design.members if spec["kind"] == "base" else design.retain
     recipe = Recipe(**spec["training"])
     with seeded(spec["seeds"]["init"], bench.device):
@@ -140,7 +142,7 @@ def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
     """Apply a method to a private copy of its base, or of what the request before left."""
     spec = task["spec"]
     dataset = bench.dataset(spec["dataset"]["name"])
-    design = Design(dataset, spec)
+    design = Design(dataset, spec, task.get("lists"))
     base = bench.base(spec["base"])
     _check_start(base, spec["base"], index_hash(dataset, design.members))
     method = plugin("methods", spec["method"]["name"])(**spec["method"]["hyperparameters"])
@@ -230,22 +232,26 @@ def _evaluated(
 
 
 class Design:
-    """The index sets of a task, made from its recipes."""
+    """The index sets of a task, made from its recipes; lists: the ids of samples that recipes only name."""
 
-    def __init__(self, dataset: DeviceDataset, spec: dict[str, Any]) -> None:
+    def __init__(
+        self, dataset: DeviceDataset, spec: dict[str, Any], lists: dict[str, list[int]] | None = None
+    ) -> None:
         self.dataset, self.recipe, self.forget_recipe = dataset, spec["members"], spec.get("forget")
         self.request: dict[str, int] | None = None
+        recipe = sample_lists.in_full(self.recipe, lists, dataset.n_pool)
         labels = dataset.host_labels[: dataset.n_pool]
         forget, draw = None, None
         if self.forget_recipe is not None:
             of_run = ("draw", "request")
             chosen = {key: value for key, value in self.forget_recipe.items() if key not in of_run}
             forget = plugin("workers.forget", chosen["name"])(**chosen["parameters"])
+            forget = sample_lists.bound(forget, chosen, lists, dataset)
             draw, self.request = (self.forget_recipe.get(name) for name in of_run)
-            made = (dataset.name, labels, self.recipe, forget, canonical(chosen), draw)
+            made = (dataset.name, labels, recipe, forget, canonical(chosen), draw)
             self.states = designs.build(*made)
         else:
-            self.states = designs.build(dataset.name, labels, self.recipe, None, "", None)
+            self.states = designs.build(dataset.name, labels, recipe, None, "", None)
         self.newest = self.states == designs.FORGET
         if self.request is not None:
             fold = requests.fold(self.request["of"], *made)

@@ -65,9 +65,10 @@ class Worker:
         return list(self._bases)
 
     def samples(self, name: str) -> dict[str, Any]:
-        """Labels, pool size and sample hashes of a dataset, for the table samples."""
+        """Labels, subclasses, pool size and sample hashes of a dataset, for the table samples."""
         dataset = self.dataset(name)
-        return {"labels": dataset.host_labels, "n_pool": dataset.n_pool, "sha256": dataset.sample_sha256}
+        labels = {"labels": dataset.host_labels, "subclasses": dataset.host_subclasses}
+        return {**labels, "n_pool": dataset.n_pool, "sha256": dataset.sample_sha256}
 
     def try_out(self, architecture: str, dataset: str) -> str:
         """Why an architecture cannot take a dataset's images, found with two of its shape; '' if it can."""
