@@ -217,16 +217,23 @@ class _Scores:
         return plain if self.precision == "float32" else parquet.halved(plain.empty_table()).schema
 
     def _facts(self, folder: str, names: list[str], index: pa.Table) -> dict[str, Any]:
-        versions = {text for name in names for text in (self.store.facts(name) or {}).get("versions", ())}
+        facts = [self.store.facts(name) or {} for name in names]
+        versions = {text for told in facts for text in told.get("versions", ())}
         views = 1 + (pc.max(index["view"]).as_py() or 0)
         dataset = next(
             (p.removeprefix("dataset=") for p in folder.split("/") if p.startswith("dataset=")), ""
         )
-        return score_facts(dataset, views, versions) | {
-            "merged": [Path(name).name for name in names],
-            "parts": sorted(pc.unique(index["part"]).to_pylist()),
-            "half": self.precision == "float16",
-        }
+        told = max((found["views"] for found in facts if "views" in found), key=len, default=None)
+        known = {} if told is None else {"views": told[:views]}
+        return (
+            score_facts({"name": dataset}, views, versions)
+            | known
+            | {
+                "merged": [Path(name).name for name in names],
+                "parts": sorted(pc.unique(index["part"]).to_pylist()),
+                "half": self.precision == "float16",
+            }
+        )
 
     def _part(self, name: str, columns: tuple[str, ...] | None, chunks: list[int] | None = None) -> Any:
         """Columns of one file with `part` filled in; None if it is damaged."""

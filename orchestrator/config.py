@@ -18,22 +18,18 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     model_validator,
 )
 
-from orchestrator import catalogue
+from orchestrator import catalogue, datasets
+from orchestrator.datasets import ImageFolder
 from orchestrator.errors import UserError, nearest
 from orchestrator.parameters import check_parameters
+from orchestrator.strict import Strict
 from orchestrator.strict_yaml import read_yaml
-
-
-class Strict(BaseModel):
-    """A section of the grid: unknown keys and values of another type are mistakes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Choice(Strict):
@@ -113,6 +109,13 @@ def _check_name(kind: str, singular: str, name: str) -> str:
     return name
 
 
+def _dataset(value: Any) -> Any:
+    """The name of a built-in dataset, or the entry of a folder of pictures."""
+    if isinstance(value, str) and value != datasets.NAME:
+        return _check_name("datasets", "dataset", value)
+    return datasets.entry(value, lambda problem: f"{_where(problem['loc'])}: {_message(problem)}")
+
+
 def _known(kind: str, singular: str) -> AfterValidator:
     return AfterValidator(lambda name: _check_name(kind, singular, name))
 
@@ -140,7 +143,7 @@ def _checked(kind: str, singular: str) -> AfterValidator:
 
 
 def _unique(values: list[Any]) -> list[Any]:
-    names = [value.name if isinstance(value, Choice) else value for value in values]
+    names = [value.name if isinstance(value, (Choice, ImageFolder)) else value for value in values]
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"named twice: {', '.join(twice)}.")
@@ -171,7 +174,7 @@ def _seeds(value: Any) -> Any:
     return list(range(value)) if isinstance(value, int) else value
 
 
-Dataset = Annotated[str, _known("datasets", "dataset")]
+Dataset = Annotated[str | ImageFolder, BeforeValidator(_dataset), PlainSerializer(datasets.as_entry)]
 Architecture = Annotated[str, _known("architectures", "architecture")]
 MethodChoice = Annotated[Choice, BeforeValidator(_choice), _checked("methods", "method")]
 ForgetChoice = Annotated[Choice, BeforeValidator(_choice), _checked("forget", "forget recipe")]
@@ -209,8 +212,7 @@ class Grid(Strict):
     def _class_problems(self) -> list[str]:
         """Forget recipes that name a class which a dataset does not have, or all classes of one."""
         problems = []
-        for dataset in self.datasets:
-            count = int(catalogue.plugins("datasets")[dataset].constants["num_classes"])
+        for dataset, count in ((d.given, d.num_classes) for d in map(datasets.of, self.datasets)):
             for name, values in self._filled():
                 classes = values.get("classes", [])
                 problems += [
@@ -239,8 +241,9 @@ class Grid(Strict):
         return problems
 
     def _selector_problems(self) -> list[str]:
-        allowed = ["all", *self.datasets, *self.architectures]
-        allowed += [f"{d}/{a}" for d in self.datasets for a in self.architectures]
+        names = [datasets.of(entry).given for entry in self.datasets]
+        allowed = ["all", *names, *self.architectures]
+        allowed += [f"{d}/{a}" for d in names for a in self.architectures]
         return [
             f"training.{key}: no such dataset or architecture in this grid.{nearest(key, allowed)}"
             f" Allowed: {', '.join(allowed)}."
@@ -251,10 +254,11 @@ class Grid(Strict):
     def recipe(self, dataset: str, architecture: str, track: str, training: str = "plain") -> dict[str, Any]:
         """The training recipe of a model: RECIPE, the dataset's, the overrides, the narrowest last.
 
-        training: 'plain', or 'mnemonic' for training with codes, which adds a key of that name.
+        dataset: as the grid calls it. training: 'plain', or 'mnemonic' for training with codes, which adds a
+        key of that name.
         """
-        own = catalogue.plugins("datasets")[dataset].constants.get("training", {})
-        recipe = {**RECIPE, **own}
+        entry = next((e for e in self.datasets if isinstance(e, ImageFolder) and e.name == dataset), dataset)
+        recipe = {**RECIPE, **datasets.of(entry).training}
         for selector in ("all", dataset, architecture, f"{dataset}/{architecture}"):
             if selector in self.training:
                 recipe |= self.training[selector].model_dump(exclude_none=True)
@@ -336,6 +340,7 @@ def _unknown_methods(source: str, values: dict[Any, Any]) -> list[str]:
 # ---- messages --------------------------------------------------------------------------------------------
 
 _SECTIONS: dict[str, type[BaseModel]] = {"audit": Audit, "tune": Tune, "run": Run, "training": Training}
+_SECTIONS[datasets.NAME] = ImageFolder
 
 
 def _lines(path: str, error: ValidationError) -> list[str]:

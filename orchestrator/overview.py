@@ -209,6 +209,10 @@ def list_text(kind: str, facts: list[dict[str, Any]]) -> str:
         if kind == "methods":
             lines.append(f"    {'; '.join(f'{name} {text}' for name, text in _method_words(row).items())}")
         lines += [f"    {name} = {p['default']}  ({_range(p)})" for name, p in row["parameters"].items()]
+    if kind == "datasets":
+        lines.append(
+            "Any folder of pictures: `lethe prepare image_folder PATH --size 64` prints its entry for a grid."
+        )
     return re.sub(r" +$", "", "\n".join(lines), flags=re.MULTILINE)
 
 

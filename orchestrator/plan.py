@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from orchestrator import catalogue
+from orchestrator import catalogue, datasets
 from orchestrator.config import Choice, Grid
 from orchestrator.keys import derived_seed, digest, present
 
@@ -25,6 +25,7 @@ class Task:
 
     id: str
     spec: dict[str, Any]
+    dataset: str = ""  # its name in results where that is not the one in `spec`
 
     @property
     def kind(self) -> str:
@@ -42,7 +43,7 @@ class Task:
             "task_id": self.id,
             "kind": spec["kind"],
             "track": spec["members"]["track"],
-            "dataset": spec["dataset"]["name"],
+            "dataset": self.dataset or spec["dataset"]["name"],
             "architecture": spec["architecture"]["name"],
             "forget": forget_label(spec.get("forget")),
             "method": spec["method"]["name"] if "method" in spec else "",
@@ -166,7 +167,7 @@ def make_plan(grid: Grid) -> Plan:
     cells: list[Cell] = []
     tasks: dict[str, Task] = {}
     impossible: dict[str, tuple[Task, str]] = {}
-    for dataset in grid.datasets:
+    for dataset in map(datasets.of, grid.datasets):
         for architecture in grid.architectures:
             builder = _Builder(grid, dataset, architecture)
             cells += [builder.cell(choice) for choice in grid.forget]
@@ -178,24 +179,27 @@ def make_plan(grid: Grid) -> Plan:
 class _Builder:
     """Makes the tasks of one (dataset, architecture); equal tasks of several cells are one."""
 
-    def __init__(self, grid: Grid, dataset: str, architecture: str) -> None:
+    def __init__(self, grid: Grid, dataset: datasets.Dataset, architecture: str) -> None:
         self.grid, self.dataset, self.architecture = grid, dataset, architecture
         self.tasks: dict[str, Task] = {}
         self.impossible: dict[str, tuple[Task, str]] = {}
         self.common = {
-            "dataset": _versioned("datasets", dataset),
+            "dataset": dataset.spec,
             "architecture": _versioned("architectures", architecture),
         }
-        self.recipes = {track: grid.recipe(dataset, architecture, track) for track in TRACKS}
+        self.recipes = {track: grid.recipe(dataset.given, architecture, track) for track in TRACKS}
         self.methods = {choice.name: _with_defaults("methods", choice) for choice in grid.methods}
         audit = grid.audit  # scored beyond φ of the image as it is, on the audit track
         further = {"views": audit.views, "columns": sorted(set(audit.columns)) or None} if audit else {}
         self.scored = present(further)
 
     def add(self, spec: dict[str, Any]) -> str:
-        task = Task(digest(spec), spec)
+        task = self._task(spec)
         self.tasks.setdefault(task.id, task)
         return task.id
+
+    def _task(self, spec: dict[str, Any]) -> Task:
+        return Task(digest(spec), spec, self.dataset.name)
 
     def cell(self, choice: Choice) -> Cell:
         forget = _with_defaults("forget", choice)
@@ -205,7 +209,7 @@ class _Builder:
         wanted = self.grid.audit.retrains_per_base if self.grid.audit else 0
         cell = Cell(
             id=digest(identity),
-            dataset=self.dataset,
+            dataset=self.dataset.name,
             architecture=self.architecture,
             forget=forget_label(forget),
             retrains_per_base=min(wanted, sets),
@@ -241,7 +245,7 @@ class _Builder:
         """The label of a training recipe, which tells bases apart that were trained in different ways."""
         if name == PLAIN:
             return PLAIN
-        of = {t: self.grid.recipe(self.dataset, self.architecture, t, name)[name] for t in TRACKS}
+        of = {t: self.grid.recipe(self.dataset.given, self.architecture, t, name)[name] for t in TRACKS}
         label, audited = _inside(of["main"]), _inside(of["audit"])
         version = "" if of["main"]["version"] == 1 else f", version={of['main']['version']}"
         return f"{name}({label}{'' if audited == label else f', audit {audited}'}{version})"
@@ -252,7 +256,7 @@ class _Builder:
         for place in self._places(0):
             spec = {**self.common, "members": place.members, "seed": place.seed, "kind": "unlearn"}
             spec |= {"forget": forget, "method": self.methods[variant.method]}
-            task = Task(digest(spec), spec)
+            task = self._task(spec)
             variant.tasks[place.track, place.seed, 0] = task.id
             self.impossible[task.id] = (task, reason)
 
@@ -269,8 +273,8 @@ class _Builder:
         self, cell: Cell, forget: dict[str, Any], place: _Place, training: str, variants: list[Variant]
     ) -> None:
         """Add the base of one place and training recipe, and everything that starts from its members."""
-        names = (self.dataset, self.architecture, place.track, place.seed)
-        recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
+        names = (self.dataset.key, self.architecture, place.track, place.seed)
+        recipe = self.grid.recipe(self.dataset.given, self.architecture, place.track, training)
         scored = {} if place.fixed else self.scored
         common = {**self.common, **scored, "members": place.members, "seed": place.seed}
         codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}

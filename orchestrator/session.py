@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import __version__, schema
+from orchestrator import __version__, datasets, schema
 from orchestrator.errors import UserError
 from orchestrator.keys import canonical
 from orchestrator.lock import Lock
@@ -151,7 +151,7 @@ class Session:
             self._scores.setdefault(folder, []).extend(rows)
         if outcome is not None and outcome.design and outcome.design["design"] not in self._designs:
             self._designs.add(outcome.design["design"])
-            self._new_designs.append(outcome.design)
+            self._new_designs.append(outcome.design | {"dataset": row["dataset"]})
         self._rows.append(row)
 
     def _count(self, status: str) -> None:
@@ -187,11 +187,15 @@ class Session:
         models = {row["task_id"] for row in scores}
         made = [row for row in self._rows if row["task_id"] in models]
         views = 1 + max(row["view"] for row in scores)
-        return score_facts(made[0]["dataset"], views, (row["versions"] for row in made))
+        dataset = json.loads(made[0]["spec"])["dataset"]
+        return score_facts(dataset, views, (row["versions"] for row in made))
 
     def load_datasets(self, load: Callable[[str], dict[str, Any]]) -> None:
-        """Write the table samples of all datasets of the grid; nothing is written if one cannot be loaded."""
-        loaded = {name: load(name) for name in self.plan.grid.datasets}
+        """Write the table samples of all datasets of the grid; nothing is written if one cannot be loaded.
+
+        load: takes the name in task specifications.
+        """
+        loaded = {d.name: load(d.key) for d in map(datasets.of, self.plan.grid.datasets)}
         for name, facts in loaded.items():
             self.write_samples(name, facts)
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from orchestrator import atomic, catalogue, parquet, schema
+from orchestrator import atomic, datasets, parquet, schema
 from orchestrator.errors import UserError
 from workers.views import views_of
 
@@ -343,14 +343,15 @@ def score_rows(
             yield row | ({name: column[part] for name, column in first.items()} if view == 0 else {})
 
 
-def score_facts(dataset: str, views: int, versions: Iterable[str]) -> dict[str, Any]:
+def score_facts(dataset: Mapping[str, Any], views: int, versions: Iterable[str]) -> dict[str, Any]:
     """What the metadata of a file of `scores` say: the definition of φ, what each view is (mirrored, pixels
-    down, pixels to the right), and the software versions that made the models.
+    down, pixels to the right), and the software versions that made the models. dataset: as task
+    specifications have it.
     """
     facts: dict[str, Any] = {"phi": schema.PHI, "versions": sorted(set(versions))}
-    known = catalogue.plugins("datasets").get(dataset)
+    known = datasets.constants(dataset)
     if known is not None:
-        facts["views"] = views_of(bool(known.constants["augment_flip"]), strong=True)[:views]
+        facts["views"] = views_of(bool(known["augment_flip"]), strong=True)[:views]
     return facts
 
 

@@ -1,0 +1,154 @@
+"""The datasets of a grid: built-in ones by their names, folders of pictures by entries that say all a plan needs.
+
+datasets:
+- digits
+- image_folder: {name: flowers, path: flowers, size: 64, …}   # `lethe prepare image_folder` prints it
+
+What decides results stands in the specification of every task, so a plan opens no folder and a report needs
+neither the folder nor the grid. The path does not, nor the name: a folder may move or be called otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from orchestrator import catalogue
+from orchestrator.keys import digest, present
+from orchestrator.strict import Strict
+
+NAME = "image_folder"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def plain_name(name: str) -> str:
+    """A name that can be a folder's and that means nothing else in a grid."""
+    if not PLAIN_NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is no name. Allowed are up to 64 letters, digits, _ and -, beginning with a letter or digit."
+        )
+    if name in ("all", NAME, *catalogue.plugins("datasets"), *catalogue.plugins("architectures")):
+        raise ValueError(f"{name!r} means something else in a grid already. Choose another name.")
+    return name
+
+
+class ImageFolder(Strict):
+    """A folder of pictures, FOLDER/CLASS/picture, or a zip of it. path: absolute, or below --data.
+
+    classes: their names in order, so that a class of a forget recipe has its number. pool_size, test_size:
+    images. mean, std: of each channel of the pool. sha256: of the pictures' names and bytes. epochs,
+    batch_size: what training takes where the grid's `training` says nothing.
+    """
+
+    name: Annotated[str, AfterValidator(plain_name)]
+    path: str = Field(min_length=1)
+    size: int = Field(ge=8, le=1024)
+    channels: Literal[1, 3] = 3
+    classes: list[str] = Field(min_length=2)
+    pool_size: int = Field(ge=2)
+    test_size: int = Field(ge=2)
+    mean: list[Annotated[float, Field(ge=0, le=1)]]
+    std: list[Annotated[float, Field(gt=0, le=1)]]
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    augment_pad: int = Field(0, ge=0, le=64)
+    augment_flip: bool = False
+    epochs: int | None = Field(None, ge=1, le=100_000)
+    batch_size: int | None = Field(None, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _one_for_each_channel(self) -> ImageFolder:
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(f"{what} has {len(values)} values for channels: {self.channels}.")
+        return self
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset of a grid. given: what the grid calls it. name: in results; two folders never share one.
+
+    spec: what task specifications say of it; its `name` is what seeds and designs are derived from.
+    """
+
+    given: str
+    name: str
+    spec: dict[str, Any]
+    num_classes: int
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return str(self.spec["name"])
+
+
+def of(entry: str | ImageFolder) -> Dataset:
+    """The dataset that an entry of a grid means."""
+    if isinstance(entry, ImageFolder):
+        return _of_folder(entry)
+    plugin = catalogue.plugins("datasets")[entry]
+    classes, training = int(plugin.constants["num_classes"]), plugin.constants.get("training", {})
+    return Dataset(entry, entry, {"name": entry, "version": plugin.version}, classes, training)
+
+
+def _of_folder(entry: ImageFolder) -> Dataset:
+    decides = {
+        "version": catalogue.file_version("image_folder.py"),
+        "sha256": entry.sha256,
+        "size": entry.size,
+        "channels": entry.channels,
+        "num_classes": len(entry.classes),
+        "pool_size": entry.pool_size,
+        "mean": entry.mean,
+        "std": entry.std,
+    } | present({"augment_pad": entry.augment_pad or None, "augment_flip": entry.augment_flip or None})
+    hashed = digest(decides)
+    training = present({"epochs": entry.epochs, "batch_size": entry.batch_size})
+    spec = {"name": f"{NAME}-{hashed}", **decides}
+    return Dataset(entry.name, f"{entry.name}-{hashed[:8]}", spec, len(entry.classes), training)
+
+
+def constants(spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """num_classes, pool_size and augment_flip of the dataset of a task specification; None for a built-in one
+    that is there no more.
+    """
+    if "sha256" in spec:
+        return {"augment_flip": False, **spec}
+    plugin = catalogue.plugins("datasets").get(str(spec["name"]))
+    return None if plugin is None else plugin.constants
+
+
+def folders(entries: Iterable[str | ImageFolder]) -> dict[str, dict[str, Any]]:
+    """What workers need of the folders of a grid, by the names in task specifications."""
+    found = {}
+    for entry in entries:
+        if isinstance(entry, ImageFolder):
+            values = entry.model_dump(exclude={"name", "classes", "epochs", "batch_size"})
+            key = of(entry).key
+            found[key] = values | {"name": key, "title": entry.name, "num_classes": len(entry.classes)}
+    return found
+
+
+# ---- entries ---------------------------------------------------------------------------------------------
+
+
+def missing(values: Mapping[str, Any]) -> str | None:
+    """What an entry lacks and the command that prints it whole; None if it lacks nothing."""
+    needed = [name for name, f in ImageFolder.model_fields.items() if f.is_required() and name not in values]
+    if not needed:
+        return None
+    options = [str(values.get("path", "PATH")), "--size", str(values.get("size", "SIZE"))]
+    options += ["--channels", "1"] if values.get("channels") == 1 else []
+    options += ["--name", str(values["name"])] if "name" in values else []
+    return (
+        f"{', '.join(needed)} missing. `lethe prepare {NAME} {shlex.join(options)}` prints the whole entry."
+    )
+
+
+def as_entry(value: str | ImageFolder) -> Any:
+    """An entry as a grid writes it."""
+    return value if isinstance(value, str) else {NAME: value.model_dump(mode="json", exclude_defaults=True)}
