@@ -1,4 +1,4 @@
-"""The datasets of a grid: built-in ones by their names, folders of pictures by entries that say all a plan needs.
+"""The datasets of a grid: built-in ones by their names, folders of pictures by entries with all a plan needs.
 
 datasets:
 - digits
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from orchestrator import catalogue
 from orchestrator.keys import digest, present
@@ -30,7 +30,7 @@ def plain_name(name: str) -> str:
     """A name that can be a folder's and that means nothing else in a grid."""
     if not PLAIN_NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} is no name. Allowed are up to 64 letters, digits, _ and -, beginning with a letter or digit."
+            f"{name!r} is no name. Allowed are up to 64 letters, digits, _ and -, the first no _ or -."
         )
     if name in ("all", NAME, *catalogue.plugins("datasets"), *catalogue.plugins("architectures")):
         raise ValueError(f"{name!r} means something else in a grid already. Choose another name.")
@@ -136,6 +136,23 @@ def folders(entries: Iterable[str | ImageFolder]) -> dict[str, dict[str, Any]]:
 # ---- entries ---------------------------------------------------------------------------------------------
 
 
+def entry(value: Any, told: Callable[[Any], str]) -> ImageFolder:
+    """The folder that {image_folder: {…}} says; ValueError with a line per mistake. told: a problem of pydantic
+    in words.
+    """
+    if isinstance(value, ImageFolder):
+        return value
+    values = {} if value == NAME else value.get(NAME) if isinstance(value, dict) and len(value) == 1 else None
+    if not isinstance(values, dict):
+        raise ValueError(f"write a name or {{{NAME}: {{name: …, path: …, …}}}}, not {value!r}.")
+    try:
+        return ImageFolder.model_validate(values)
+    except ValidationError as error:
+        wrong = [p | {"loc": (NAME, *p["loc"])} for p in error.errors() if p["type"] != "missing"]
+        lacking = missing(values)
+        raise ValueError("\n".join([*map(told, wrong), *([lacking] if lacking else [])])) from None
+
+
 def missing(values: Mapping[str, Any]) -> str | None:
     """What an entry lacks and the command that prints it whole; None if it lacks nothing."""
     needed = [name for name, f in ImageFolder.model_fields.items() if f.is_required() and name not in values]
@@ -144,9 +161,7 @@ def missing(values: Mapping[str, Any]) -> str | None:
     options = [str(values.get("path", "PATH")), "--size", str(values.get("size", "SIZE"))]
     options += ["--channels", "1"] if values.get("channels") == 1 else []
     options += ["--name", str(values["name"])] if "name" in values else []
-    return (
-        f"{', '.join(needed)} missing. `lethe prepare {NAME} {shlex.join(options)}` prints the whole entry."
-    )
+    return f"{NAME}: {', '.join(needed)} missing. `lethe prepare {NAME} {shlex.join(options)}` prints the whole entry."
 
 
 def as_entry(value: str | ImageFolder) -> Any:

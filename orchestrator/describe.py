@@ -18,7 +18,7 @@ SHOWN = 20  # lines on files that were left out for their names
 
 
 def is_folder(words: Sequence[str], size: int | None, channels: int, name: str | None) -> bool:
-    """Whether these arguments of `lethe prepare` mean a folder of pictures; UserError when they mean nothing."""
+    """Whether arguments of `lethe prepare` mean a folder of pictures; UserError when they mean nothing."""
     if NAME not in words:
         if size is not None or name is not None or channels != 3:
             raise UserError(f"--size, --channels and --name are for `lethe prepare {NAME} PATH`.")
@@ -39,7 +39,8 @@ def is_folder(words: Sequence[str], size: int | None, channels: int, name: str |
 def entry_of(path: str, data: str, size: int, channels: int, name: str | None) -> tuple[str, list[str]]:
     """The entry of a folder, as YAML to be pasted into a grid, and lines on what was found and left out.
 
-    A relative path is taken below the folder `data` as grids do, or from here; UserError when it is in neither.
+    A relative path is taken below the folder `data` as grids do, or else from here; UserError when there is
+    nothing in either place.
     """
     from workers.files import why
     from workers.image_folder import UNREADABLE, scan
@@ -95,8 +96,8 @@ def _notes(source: Path, found: Any) -> list[str]:
     split = "test: its own" if found.official else "test: a fifth of each class"
     mib = (pool.nbytes + test.nbytes) / 2**20
     notes = [
-        f"{source}: {len(pool) + len(test):,} images of {len(found.classes):,} classes, pool {len(pool):,}, test"
-        f" {len(test):,} ({split}), {mib:,.1f} MiB on the device."
+        f"{source}: {len(pool) + len(test):,} images of {len(found.classes):,} classes, pool {len(pool):,},"
+        f" test {len(test):,} ({split}), {mib:,.1f} MiB on the device."
     ]
     notes += [f"left out: {line}" for line in found.left_out[:SHOWN]]
     if len(found.left_out) > SHOWN:

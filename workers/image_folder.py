@@ -1,12 +1,12 @@
-"""Any folder of pictures as a dataset: FOLDER/CLASS/…/picture, or the same below FOLDER/train and FOLDER/test.
+"""Any folder of pictures as a dataset: FOLDER/CLASS/…/picture, or that below FOLDER/train and FOLDER/test.
 
-The layout is that of torchvision's ImageFolder. Classes are the sorted names of the folders, samples stand in the
-order of classes and names. With train and test the test set is the folder's own, else it is a fifth of each
-class, always the same one. Instead of a folder there can be a zip of it.
+The layout is that of torchvision's ImageFolder. Classes are the sorted names of the folders, samples stand in
+the order of classes and names. With train and test the test set is the folder's own, else it is a fifth of
+each class, always the same one. Instead of a folder there can be a zip of it.
 
-A picture is turned upright by its EXIF tag, brought to 8 bits, to colour or grey, and resized to size × size by
-Pillow's antialiased bilinear filter; transparency is dropped, as torchvision's loader does. Files that are no
-pictures, pictures that cannot be read and links that leave the folder are left out and told.
+A picture is turned upright by its EXIF tag, brought to 8 bits, to colour or grey, and resized to size × size
+by Pillow's antialiased bilinear filter; transparency is dropped, as torchvision's loader does. Files that are
+no pictures, pictures that cannot be read and links that leave the folder are left out and told.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ Tree = tuple[dict[Parts, str], set[Parts], Callable[[str], bytes], list[str]]
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Tree]:
-    """The files of a folder or a zip by the parts of their normalised names, its folders, a function that reads
-    a file by its own name, and lines on links that are not followed. Hidden files are no files here.
+    """The files of a folder or a zip by the parts of their normalised names, its folders, a function that
+    reads a file by its own name, and lines on what is not looked at. Hidden files are no files here.
     """
     if path.is_dir():
         files, folders, left_out = _walked(path)
@@ -266,7 +266,7 @@ def _only_folder(files: dict[Parts, str]) -> str | None:
 
 
 def _arranged(files: dict[Parts, str]) -> tuple[list[tuple[Parts, str]], bool, list[str]]:
-    """The pictures in folders of classes, sorted; whether train and test are apart; a line for each other file."""
+    """The pictures in folders of classes, sorted; whether train and test are apart; lines on other files."""
     every = sorted(files.items())
     split = {parts[0] for parts in files if len(parts) > 2 and _is_picture(parts)}
     official = {"train", "test"} <= split
