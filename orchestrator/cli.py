@@ -278,9 +278,9 @@ def prepare(
 ) -> None:
     """Download and verify datasets. The only command that needs the internet.
 
-    `utkface` is fetched by hand; this says where to put it and verifies it. `image_folder PATH --size N` reads
-    a folder of pictures, FOLDER/CLASS/picture.jpg, with or without train and test above the classes, or a zip
-    of it, and prints its entry for a grid.
+    `utkface` is fetched by hand; this says where to put it and verifies it. `image_folder PATH --size N`
+    reads a folder of pictures, FOLDER/CLASS/picture.jpg, with or without train and test above the classes, or
+    a zip of it, and prints its entry for a grid.
     """
     from orchestrator import catalogue, describe
 

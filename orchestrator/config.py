@@ -185,7 +185,9 @@ class Grid(Strict):
     """A benchmark: the product of datasets, architectures, forget recipes, methods and seeds."""
 
     name: str = ""
-    datasets: Annotated[list[Dataset], Field(min_length=1), AfterValidator(_unique)]
+    datasets: Annotated[
+        list[Dataset], Field(min_length=1), AfterValidator(_unique), AfterValidator(datasets.different)
+    ]
     architectures: Annotated[list[Architecture], Field(min_length=1), AfterValidator(_unique)]
     forget: Annotated[list[ForgetChoice], Field(min_length=1), AfterValidator(_different)]
     methods: Annotated[list[MethodChoice], AfterValidator(_unique)]

@@ -133,12 +133,22 @@ def folders(entries: Iterable[str | ImageFolder]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def different(entries: list[str | ImageFolder]) -> list[str | ImageFolder]:
+    """The entries; ValueError when two names mean the same pictures in the same form."""
+    found: dict[str, str] = {}
+    for dataset in map(of, entries):
+        other = found.setdefault(dataset.key, dataset.given)
+        if other != dataset.given:
+            raise ValueError(f"{other} and {dataset.given} are the same pictures in the same form. Name one.")
+    return entries
+
+
 # ---- entries ---------------------------------------------------------------------------------------------
 
 
 def entry(value: Any, told: Callable[[Any], str]) -> ImageFolder:
-    """The folder that {image_folder: {…}} says; ValueError with a line per mistake. told: a problem of pydantic
-    in words.
+    """The folder that {image_folder: {…}} says; ValueError with a line per mistake. told: a problem of
+    pydantic in words.
     """
     if isinstance(value, ImageFolder):
         return value
@@ -161,7 +171,8 @@ def missing(values: Mapping[str, Any]) -> str | None:
     options = [str(values.get("path", "PATH")), "--size", str(values.get("size", "SIZE"))]
     options += ["--channels", "1"] if values.get("channels") == 1 else []
     options += ["--name", str(values["name"])] if "name" in values else []
-    return f"{NAME}: {', '.join(needed)} missing. `lethe prepare {NAME} {shlex.join(options)}` prints the whole entry."
+    command = shlex.join(["lethe", "prepare", NAME, *options])
+    return f"{NAME}: {', '.join(needed)} missing. `{command}` prints the whole entry."
 
 
 def as_entry(value: str | ImageFolder) -> Any:

@@ -31,8 +31,8 @@ class Worker:
 
     data: folder of the datasets. device: 'auto' (a GPU if this process sees one), 'cpu' or 'cuda'. hot: how
     many base models stay on the device. folders: what image_folder.ImageFolder takes for each folder of
-    pictures, by its name in task specifications. On a CPU a worker uses one thread: several busy processes with
-    two threads each were seen 10–100 times slower.
+    pictures, by its name in task specifications. On a CPU a worker uses one thread: several busy processes
+    with two threads each were seen 10–100 times slower.
     """
 
     def __init__(
