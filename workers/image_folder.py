@@ -241,7 +241,9 @@ def _walked(root: Path) -> tuple[dict[Parts, str], set[Parts], list[str]]:
             path, text = root / here / name, (here / name).as_posix()
             if not Path(os.path.realpath(path)).is_relative_to(inside):
                 left_out.append(f"{shown(text)}: a link that leaves the folder, not followed")
-            elif path.is_file() and (parts := _parts(text)):
+            elif not os.path.exists(os.path.realpath(path)):
+                left_out.append(f"{shown(text)}: a link to nothing")
+            elif os.path.isfile(path) and (parts := _parts(text)):
                 files[parts] = text
     return files, folders, left_out
 
