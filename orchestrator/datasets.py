@@ -37,6 +37,18 @@ def plain_name(name: str) -> str:
     return name
 
 
+def _several(classes: list[str]) -> list[str]:
+    if len(classes) < 2:
+        raise ValueError(f"{len(classes)} is too few, at least 2.")
+    return classes
+
+
+def _sum(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError(f"{text!r} is no SHA-256 sum, 64 hexadecimal digits.")
+    return text
+
+
 class ImageFolder(Strict):
     """A folder of pictures, FOLDER/CLASS/picture, or a zip of it. path: absolute, or below --data.
 
@@ -49,12 +61,12 @@ class ImageFolder(Strict):
     path: str = Field(min_length=1)
     size: int = Field(ge=8, le=1024)
     channels: Literal[1, 3] = 3
-    classes: list[str] = Field(min_length=2)
+    classes: Annotated[list[str], AfterValidator(_several)]
     pool_size: int = Field(ge=2)
     test_size: int = Field(ge=2)
     mean: list[Annotated[float, Field(ge=0, le=1)]]
     std: list[Annotated[float, Field(gt=0, le=1)]]
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    sha256: Annotated[str, AfterValidator(_sum)]
     augment_pad: int = Field(0, ge=0, le=64)
     augment_flip: bool = False
     epochs: int | None = Field(None, ge=1, le=100_000)
@@ -168,7 +180,8 @@ def missing(values: Mapping[str, Any]) -> str | None:
     needed = [name for name, f in ImageFolder.model_fields.items() if f.is_required() and name not in values]
     if not needed:
         return None
-    options = [str(values.get("path", "PATH")), "--size", str(values.get("size", "SIZE"))]
+    size = values.get("size")
+    options = [str(values.get("path", "PATH")), "--size", str(size) if isinstance(size, int) else "N"]
     options += ["--channels", "1"] if values.get("channels") == 1 else []
     options += ["--name", str(values["name"])] if "name" in values else []
     command = shlex.join(["lethe", "prepare", NAME, *options])

@@ -371,8 +371,9 @@ def test_links_that_leave_the_folder_are_not_followed(tmp_path: Path) -> None:
 
 def test_names_beyond_ascii_are_the_same_on_every_file_system(tmp_path: Path) -> None:
     composed, apart = "T\u00fclpe", "Tu\u0308lpe"  # as Linux and as a Mac write it
-    for folder, name in (("linux", composed), ("mac", apart)):
-        write_pictures(tmp_path / folder, (name, "Tzz", "木"))
+    for folder in ("linux", "mac"):
+        write_pictures(tmp_path / folder, (composed, "Tzz", "木"))
+    (tmp_path / "mac" / composed).rename(tmp_path / "mac" / apart)
     one, other = look(tmp_path / "linux"), look(tmp_path / "mac")
     assert one.classes == other.classes == ("Tzz", composed, "木")
     assert one.sha256 == other.sha256 and same(one.arrays, other.arrays)
