@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -126,6 +127,11 @@ def test_other_pictures_than_the_grid_says_are_one_line(change: Any, tmp_path: P
     assert line.startswith(f"flowers: {folder} is not the folder of the grid: ") and "its sha256 is" in line
     quoted = f"'{tmp_path}/it'\"'\"'s a földer'"
     assert f"`lethe prepare image_folder {quoted} --size 8 --name flowers` prints" in line
+    below = dataclasses.replace(dataset, path="it's a földer", channels=1)
+    relative = "'it'\"'\"'s a földer' --size 8 --name flowers --channels 1"
+    assert f"`lethe prepare image_folder {relative} --data {tmp_path}` prints" in the_line(
+        below, Damaged, tmp_path
+    )
     if (folder / "daisy" / "0.png").exists() and (folder / "daisy" / "0.png").read_bytes() == b"damaged":
         assert "1 cannot be read, first daisy/0.png: no image format that is known" in line
 
@@ -377,6 +383,13 @@ def test_names_beyond_ascii_are_the_same_on_every_file_system(tmp_path: Path) ->
     one, other = look(tmp_path / "linux"), look(tmp_path / "mac")
     assert one.classes == other.classes == ("Tzz", composed, "木")
     assert one.sha256 == other.sha256 and same(one.arrays, other.arrays)
+    for name in (composed, apart):
+        write_file(tmp_path / "linux" / composed / f"{name}.png", picture())
+    twice = look(tmp_path / "linux")
+    assert len(twice.arrays.pool_labels) == len(one.arrays.pool_labels) + 1
+    assert twice.left_out == (
+        f"{composed}/{composed}.png: the name of another file, spelt in other code points",
+    )
 
 
 def test_a_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:

@@ -83,11 +83,11 @@ class ImageFolder:
             ) from None
         except UNREADABLE as error:
             raise Damaged(
-                f"{self.title}: {source} cannot be used: {why(error)}. {self._to_do(source)}"
+                f"{self.title}: {source} cannot be used: {why(error)}. {self._to_do(folder)}"
             ) from error
         if differences := self._differences(found):
             raise Damaged(
-                f"{self.title}: {source} is not the folder of the grid: {differences}. {self._to_do(source)}"
+                f"{self.title}: {source} is not the folder of the grid: {differences}. {self._to_do(folder)}"
             )
         return found.arrays
 
@@ -114,12 +114,20 @@ class ImageFolder:
             told.append(f"{len(found.unreadable)} cannot be read, first {found.unreadable[0]}")
         return "; ".join(told)
 
-    def _to_do(self, source: Path) -> str:
-        command = (
-            f"lethe prepare image_folder {shlex.quote(str(source))} --size {self.size} --name {self.title}"
-        )
-        command += "" if self.channels == 3 else f" --channels {self.channels}"
-        return f"Restore it, or take it as it is with the entry that `{command}` prints."
+    def _to_do(self, folder: Path) -> str:
+        words = [
+            "lethe",
+            "prepare",
+            "image_folder",
+            self.path,
+            "--size",
+            str(self.size),
+            "--name",
+            self.title,
+        ]
+        words += [] if self.channels == 3 else ["--channels", str(self.channels)]
+        words += [] if Path(self.path).expanduser().is_absolute() else ["--data", str(folder)]
+        return f"Restore it, or take it as it is with the entry that `{shlex.join(words)}` prints."
 
 
 def located(path: str, folder: Path) -> Path:
@@ -237,14 +245,14 @@ def _walked(root: Path) -> tuple[dict[Parts, str], set[Parts], list[str]]:
         left_out += [f"{shown(str(here / name))}: a link to a folder, not followed" for name in sorted(links)]
         below[:] = [name for name in below if name not in links and not name.startswith(".")]
         folders |= {_parts((here / name).as_posix()) for name in below}
-        for name in names:
+        for name in sorted(names):
             path, text = root / here / name, (here / name).as_posix()
             if not Path(os.path.realpath(path)).is_relative_to(inside):
                 left_out.append(f"{shown(text)}: a link that leaves the folder, not followed")
             elif not os.path.exists(os.path.realpath(path)):
                 left_out.append(f"{shown(text)}: a link to nothing")
-            elif os.path.isfile(path) and (parts := _parts(text)):
-                files[parts] = text
+            elif os.path.isfile(path) and (parts := _parts(text)) and files.setdefault(parts, text) != text:
+                left_out.append(f"{shown(text)}: the name of another file, spelt in other code points")
     return files, folders, left_out
 
 

@@ -81,6 +81,8 @@ class Worker:
         """The dataset on the device; loaded at the first call."""
         if name not in self._datasets:
             given = self._folders.get(name)
+            if given is None and name.startswith("image_folder-"):
+                raise LookupError(f"{name}: no folder was given to this worker for it")
             made = plugin("workers.datasets", name)() if given is None else ImageFolder(**given)
             self._datasets[name] = DeviceDataset(made, made.load(self._folder), self.device)
         return self._datasets[name]
