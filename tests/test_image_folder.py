@@ -25,6 +25,7 @@ from workers.data import Arrays
 from workers.files import Damaged
 from workers.image_folder import UNREADABLE, Found, ImageFolder, read_picture, scan, shown
 from workers.run_task import TimeLimit
+from workers.worker import Worker
 
 
 def look(folder: Path, size: int = 8, channels: int = 3) -> Found:
@@ -482,3 +483,16 @@ def test_a_damaged_zip_is_one_line_and_damage_inside_a_line_each(tmp_path: Path)
     assert look(path).unreadable == ("rose/0.png: Bad CRC-32 for file 'rose/0.png'",)
     path.write_bytes(whole[:-30])
     assert f"{path} cannot be used: File is not a zip file. Restore it" in the_line(dataset, Damaged)
+
+
+# ---- the worker ------------------------------------------------------------------------------------------
+
+
+def test_a_worker_needs_the_folders_entry_and_no_orchestrator(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "flowers", each=10)
+    folder = image_folder(tmp_path / "flowers", path="flowers")
+    worker = Worker(str(tmp_path), device="cpu", folders={folder.name: vars(folder)})
+    samples = worker.samples(folder.name)
+    assert samples["n_pool"] == 16 and np.bincount(samples["labels"]).tolist() == [10, 10]
+    with pytest.raises(LookupError, match=f"{folder.name}: no folder was given to this worker for it"):
+        Worker(str(tmp_path), device="cpu").samples(folder.name)
