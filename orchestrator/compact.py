@@ -217,23 +217,20 @@ class _Scores:
         return plain if self.precision == "float32" else parquet.halved(plain.empty_table()).schema
 
     def _facts(self, folder: str, names: list[str], index: pa.Table) -> dict[str, Any]:
-        facts = [self.store.facts(name) or {} for name in names]
-        versions = {text for told in facts for text in told.get("versions", ())}
+        versions = {text for name in names for text in (self.store.facts(name) or {}).get("versions", ())}
         views = 1 + (pc.max(index["view"]).as_py() or 0)
         dataset = next(
             (p.removeprefix("dataset=") for p in folder.split("/") if p.startswith("dataset=")), ""
         )
-        told = max((found["views"] for found in facts if "views" in found), key=len, default=None)
-        known = {} if told is None else {"views": told[:views]}
-        return (
-            score_facts({"name": dataset}, views, versions)
-            | known
-            | {
-                "merged": [Path(name).name for name in names],
-                "parts": sorted(pc.unique(index["part"]).to_pylist()),
-                "half": self.precision == "float16",
-            }
-        )
+        facts = score_facts({"name": dataset}, views, versions)
+        usual = facts.get("views")
+        told = [(self.store.facts(name) or {}).get("views", usual) for name in names]
+        return facts | {
+            "views": common_views(told, views),
+            "merged": [Path(name).name for name in names],
+            "parts": sorted(pc.unique(index["part"]).to_pylist()),
+            "half": self.precision == "float16",
+        }
 
     def _part(self, name: str, columns: tuple[str, ...] | None, chunks: list[int] | None = None) -> Any:
         """Columns of one file with `part` filled in; None if it is damaged."""
@@ -262,6 +259,17 @@ class _Scores:
             raise _DamagedPage(name)
         kept = self.ledger.kept(table)
         return table if pc.all(kept).as_py() else table.filter(kept)
+
+
+def common_views(told: list[Any], count: int) -> list[Any] | None:
+    """The first `count` views that merged files say they have, the shorter lists being the beginnings of the
+    longest; None where they do not agree, or one says that its own models do not.
+    """
+    lists = [[list(view) for view in views] for views in told if views is not None]
+    longest = max(lists, key=len, default=[])
+    if len(lists) < len(told) or any(views != longest[: len(views)] for views in lists):
+        return None
+    return longest[:count]
 
 
 # ---- the manifest ----------------------------------------------------------------------------------------

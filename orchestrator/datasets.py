@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from orchestrator import catalogue
+from orchestrator.grid_errors import inside
 from orchestrator.keys import digest, present
 from orchestrator.strict import Strict
 
@@ -90,21 +91,39 @@ class Dataset:
     given: str
     name: str
     spec: dict[str, Any]
-    num_classes: int
-    training: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         return str(self.spec["name"])
 
 
-def of(entry: str | ImageFolder) -> Dataset:
-    """The dataset that an entry of a grid means."""
-    if isinstance(entry, ImageFolder):
-        return _of_folder(entry)
-    plugin = catalogue.plugins("datasets")[entry]
-    classes, training = int(plugin.constants["num_classes"]), plugin.constants.get("training", {})
-    return Dataset(entry, entry, {"name": entry, "version": plugin.version}, classes, training)
+class Folder(str):
+    """The name that a grid gives a folder of pictures, with its entry."""
+
+    entry: ImageFolder
+
+    def __new__(cls, entry: ImageFolder) -> Folder:
+        made = super().__new__(cls, entry.name)
+        made.entry = entry
+        return made
+
+
+def of(dataset: str) -> Dataset:
+    """What a name in a grid's `datasets` means."""
+    if isinstance(dataset, Folder):
+        return _of_folder(dataset.entry)
+    return Dataset(dataset, dataset, {"name": dataset, "version": plugin(dataset).version})
+
+
+def plugin(dataset: str) -> catalogue.Plugin:
+    """What a dataset of a grid declares: its plug-in's constants, or those that a folder's entry says."""
+    if not isinstance(dataset, Folder):
+        return catalogue.plugins("datasets")[dataset]
+    entry = dataset.entry
+    training = present({"epochs": entry.epochs, "batch_size": entry.batch_size})
+    kept = entry.model_dump(include={"pool_size", "test_size", "augment_pad", "augment_flip"})
+    facts = {"version": of(dataset).spec["version"], "num_classes": len(entry.classes), "training": training}
+    return catalogue.Plugin(dataset, "datasets", "", kept | facts)
 
 
 def _of_folder(entry: ImageFolder) -> Dataset:
@@ -119,9 +138,7 @@ def _of_folder(entry: ImageFolder) -> Dataset:
         "std": entry.std,
     } | present({"augment_pad": entry.augment_pad or None, "augment_flip": entry.augment_flip or None})
     hashed = digest(decides)
-    training = present({"epochs": entry.epochs, "batch_size": entry.batch_size})
-    spec = {"name": f"{NAME}-{hashed}", **decides}
-    return Dataset(entry.name, f"{entry.name}-{hashed[:8]}", spec, len(entry.classes), training)
+    return Dataset(entry.name, f"{entry.name}-{hashed[:8]}", {"name": f"{NAME}-{hashed}", **decides})
 
 
 def constants(spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -130,49 +147,48 @@ def constants(spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """
     if "sha256" in spec:
         return {"augment_flip": False, **spec}
-    plugin = catalogue.plugins("datasets").get(str(spec["name"]))
-    return None if plugin is None else plugin.constants
+    known = catalogue.plugins("datasets").get(str(spec["name"]))
+    return None if known is None else known.constants
 
 
-def folders(entries: Iterable[str | ImageFolder]) -> dict[str, dict[str, Any]]:
+def folders(named: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What workers need of the folders of a grid, by the names in task specifications."""
     found = {}
-    for entry in entries:
-        if isinstance(entry, ImageFolder):
+    for dataset in named:
+        if isinstance(dataset, Folder):
+            entry, key = dataset.entry, of(dataset).key
             values = entry.model_dump(exclude={"name", "classes", "epochs", "batch_size"})
-            key = of(entry).key
             found[key] = values | {"name": key, "title": entry.name, "num_classes": len(entry.classes)}
     return found
 
 
-def different(entries: list[str | ImageFolder]) -> list[str | ImageFolder]:
-    """The entries; ValueError when two names mean the same pictures in the same form."""
+def different(named: list[str]) -> list[str]:
+    """The names; ValueError when two names mean the same pictures in the same form."""
     found: dict[str, str] = {}
-    for dataset in map(of, entries):
+    for dataset in map(of, named):
         other = found.setdefault(dataset.key, dataset.given)
         if other != dataset.given:
             raise ValueError(f"{other} and {dataset.given} are the same pictures in the same form. Name one.")
-    return entries
+    return named
 
 
 # ---- entries ---------------------------------------------------------------------------------------------
 
 
-def entry(value: Any, told: Callable[[Any], str]) -> ImageFolder:
-    """The folder that {image_folder: {…}} says; ValueError with a line per mistake. told: a problem of
-    pydantic in words.
-    """
-    if isinstance(value, ImageFolder):
+def folder(value: Any) -> Folder:
+    """The folder that {image_folder: {…}} says; ValueError with a line per mistake."""
+    if isinstance(value, Folder):
         return value
     values = {} if value == NAME else value.get(NAME) if isinstance(value, dict) and len(value) == 1 else None
     if not isinstance(values, dict):
         raise ValueError(f"write a name or {{{NAME}: {{name: …, path: …, …}}}}, not {value!r}.")
     try:
-        return ImageFolder.model_validate(values)
+        return Folder(ImageFolder.model_validate(values))
     except ValidationError as error:
-        wrong = [p | {"loc": (NAME, *p["loc"])} for p in error.errors() if p["type"] != "missing"]
         lacking = missing(values)
-        raise ValueError("\n".join([*map(told, wrong), *([lacking] if lacking else [])])) from None
+        raise ValueError(
+            "\n".join([*inside(NAME, ImageFolder, error), *([lacking] if lacking else [])])
+        ) from None
 
 
 def missing(values: Mapping[str, Any]) -> str | None:
@@ -188,6 +204,8 @@ def missing(values: Mapping[str, Any]) -> str | None:
     return f"{NAME}: {', '.join(needed)} missing. `{command}` prints the whole entry."
 
 
-def as_entry(value: str | ImageFolder) -> Any:
-    """An entry as a grid writes it."""
-    return value if isinstance(value, str) else {NAME: value.model_dump(mode="json", exclude_defaults=True)}
+def as_entry(dataset: str) -> Any:
+    """A dataset as a grid writes it."""
+    if not isinstance(dataset, Folder):
+        return dataset
+    return {NAME: dataset.entry.model_dump(mode="json", exclude_defaults=True)}

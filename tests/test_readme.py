@@ -10,7 +10,7 @@ import yaml
 
 from orchestrator import datasets
 from orchestrator.config import Grid
-from tests.conftest import ROOT, Lethe
+from tests.conftest import ROOT, Lethe, grid_data
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 def test_the_grid_is_valid_and_small_enough_to_plan(lethe: Lethe, tmp_path: Path) -> None:
     text, folder = blocks("yaml")
     Grid.model_validate(yaml.safe_load(text))
-    [entry] = Grid.model_validate(yaml.safe_load(text) | yaml.safe_load(folder) | {"training": {}}).datasets
+    [entry] = Grid.model_validate(grid_data(**yaml.safe_load(folder))).datasets
     assert f"results: {datasets.of(entry).name}\n" in folder
     path = tmp_path / "my.yaml"
     path.write_text(text)
