@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from orchestrator import catalogue
+from orchestrator import catalogue, datasets
 from workers.requests import groups, is_last
 
 Request = dict[str, int]
@@ -84,7 +84,7 @@ def problems(
 
 def _size(name: str, values: dict[str, Any], dataset: str, val_fraction: float, audited: bool) -> float:
     """How many samples a forget set has; infinite where files say so that are not read here."""
-    facts = catalogue.plugins("datasets")[dataset].constants
+    facts = datasets.plugin(dataset).constants
     pool = facts["pool_size"] * (1 - val_fraction)
     members: float = pool / 2 if audited else pool
     defaults = {key: of.default for key, of in catalogue.plugins("forget")[name].parameters.items()}
