@@ -26,7 +26,7 @@ from pydantic import (
 
 from orchestrator import catalogue
 from orchestrator.errors import UserError, nearest
-from orchestrator.parameters import check_parameters
+from orchestrator.parameters import check_parameters, poison_problems
 from orchestrator.strict_yaml import read_yaml
 
 
@@ -198,6 +198,7 @@ class Grid(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:
         problems = [*self._class_problems(), *self._audit_problems(), *self._selector_problems()]
+        problems += [problem for name, values in self._filled() for problem in poison_problems(name, values)]
         if problems:
             raise ValueError("\n".join(problems))
         return self

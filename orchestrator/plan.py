@@ -4,6 +4,7 @@ Main track: one fixed split; per seed a base, per forget recipe a retrain and an
 Audit track: per complementary pair two bases; per forget set of a base an unlearn task for each method, and a
 retrain for the first `retrains` of them (spec: attacks, the cross design). A method that needs bases trained
 in another way gets bases and retrains of its own; one that is not made for a forget recipe is not run on it.
+A forget recipe that poisons what may be forgotten gets bases of its own too.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Task:
             "track": spec["members"]["track"],
             "dataset": spec["dataset"]["name"],
             "architecture": spec["architecture"]["name"],
-            "forget": forget_label(spec.get("forget")),
+            "forget": forget_label(spec.get("forget", spec.get("poisoned"))),
             "method": spec["method"]["name"] if "method" in spec else "",
             "training": _training(spec),
             "seed": spec["seed"],
@@ -275,7 +276,9 @@ class _Builder:
         common = {**self.common, **scored, "members": place.members, "seed": place.seed}
         codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
         seeds = {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
-        base = self.add({**common, "kind": "base", "training": recipe, "seeds": seeds})
+        poison, poisoned = self._poison(cell, forget, place)
+        seeds |= poison
+        base = self.add({**common, **poisoned, "kind": "base", "training": recipe, "seeds": seeds})
         references = cell.references(PLAIN)
         if training != PLAIN:
             references = cell.changed.setdefault(variants[0].training, References({}, {}))
@@ -285,7 +288,7 @@ class _Builder:
             key = (place.track, place.seed, index)
             references.bases[key] = base
             if place.fixed or index < cell.retrains_per_base:
-                own = self._retrain_seeds(names, index, place, seeds) | codes
+                own = self._retrain_seeds(names, index, place, seeds) | codes | poison
                 references.retrains[key] = self.add(
                     {**common, "kind": "retrain", "forget": chosen, "training": recipe, "seeds": own}
                 )
@@ -298,9 +301,21 @@ class _Builder:
                         "kind": "unlearn",
                         "augment": recipe["augment"] and self.grid.augment_unlearning,
                         "method": self.methods[variant.method],
-                        "seeds": own,
+                        "seeds": own | poison,
                     }
                 )
+
+    def _poison(
+        self, cell: Cell, forget: dict[str, Any], place: _Place
+    ) -> tuple[dict[str, int], dict[str, Any]]:
+        """For a forget recipe that poisons: the seed of the poison of all that starts from one base, and what
+        a base says of the samples poisoned in it, those that may be forgotten. Else nothing.
+        """
+        if not catalogue.plugins("forget")[forget["name"]].constants.get("poisons"):
+            return {}, {}
+        names = (self.dataset, self.architecture, place.track, place.seed, cell.forget)
+        draw = None if place.fixed else {"of": place.forget_sets}
+        return {"poison": derived_seed("poison", *names)}, {"poisoned": present({**forget, "draw": draw})}
 
     @staticmethod
     def _retrain_seeds(

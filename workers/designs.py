@@ -8,6 +8,7 @@ go. NumPy only.
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -81,19 +82,36 @@ def build(
     states = members(dataset, labels, recipe)
     if forget is None:
         return states
-    common = (dataset, recipe["val_fraction"], key)
+    among = forgettable(dataset, labels, recipe, forget, key, None if draw is None else draw["of"])
     if draw is None:
-        states[forget.draw(labels, states == RETAIN, rng("forget", *common))] = FORGET
+        states[among] = FORGET
         return states
-    audited = forget.audited(labels, states != VAL, draw["of"], rng("audited", *common))
-    own = rng("forget", *common, recipe["pair"], recipe["half"])
-    states[folds(labels, audited & (states == RETAIN), draw["of"], own) == draw["index"]] = FORGET
+    own = rng("forget", dataset, recipe["val_fraction"], key, recipe["pair"], recipe["half"])
+    states[folds(labels, among, draw["of"], own) == draw["index"]] = FORGET
     return states
+
+
+def forgettable(
+    dataset: str, labels: np.ndarray, recipe: dict[str, Any], forget: Any, key: str, sets: int | None
+) -> np.ndarray:
+    """The members that requests to a base may name, a bool mask (n,): the forget set of the main track (sets
+    None), the union of the `sets` forget sets of an audit base. Arguments as of `build`.
+    """
+    states = members(dataset, labels, recipe)
+    common = (dataset, recipe["val_fraction"], key)
+    if sets is None:
+        return forget.draw(labels, states == RETAIN, rng("forget", *common))
+    return forget.audited(labels, states != VAL, sets, rng("audited", *common)) & (states == RETAIN)
 
 
 def whole_classes(labels: np.ndarray, retain: np.ndarray, forget: np.ndarray) -> tuple[int, ...]:
     """The classes that occur among the forgotten samples and not among the retained ones (index arrays)."""
     return tuple(np.setdiff1d(labels[forget], labels[retain]).tolist())
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: the text that identifies a recipe."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def sha256(states: np.ndarray) -> str:

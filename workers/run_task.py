@@ -22,8 +22,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from methods.base import PRECISION, Diverged, Method, plugin
-from workers import designs
+from workers import designs, poison
 from workers.data import DeviceDataset, UnlearnData, View
+from workers.designs import canonical
 from workers.evaluate import Scores, class_summary, evaluate, summary
 from workers.mnemonic import MnemonicView, draw_codes
 from workers.train import Recipe, train
@@ -110,7 +111,7 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
     with seeded(spec["seeds"]["init"], bench.device):
         model = build(spec, dataset).to(bench.device)
         order = generator(spec["seeds"]["order"], bench.device)
-        view: Any = View(dataset, trained_on, order, augment=recipe.augment)
+        view: Any = View(design.seen, trained_on, order, augment=recipe.augment)
         codes = None
         if recipe.mnemonic is not None:
             lottery = generator(spec["seeds"]["codes"], bench.device)
@@ -119,7 +120,7 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
         with Stopwatch(bench.device) as watch:
             train(model, view, recipe)
     outcome = _evaluated(task, model, design, watch, bench)
-    outcome.row["members_sha256"] = index_hash(dataset, trained_on)
+    outcome.row["members_sha256"] = index_hash(design.seen, trained_on)
     if spec["kind"] == "base":
         base = Base(model, outcome.row["members_sha256"], weights_hash(model, codes), watch.seconds, codes)
         outcome.weights = pack_base(base)
@@ -134,12 +135,12 @@ def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
     dataset = bench.dataset(spec["dataset"]["name"])
     design = Design(dataset, spec)
     base = bench.base(spec["base"])
-    if base.members_sha256 != index_hash(dataset, design.members):
+    if base.members_sha256 != index_hash(design.seen, design.members):
         raise ValueError(f"base {spec['base']} was trained on other samples than this design says")
     method = plugin("methods", spec["method"]["name"])(**spec["method"]["hyperparameters"])
     sets = {"retain": design.retain, "forget": design.forget, "val": design.val}
     rng = generator(spec["seeds"]["unlearn"], bench.device)
-    data = UnlearnData(dataset, sets, method.needs, rng, augment=spec["augment"], codes=base.codes)
+    data = UnlearnData(design.seen, sets, method.needs, rng, augment=spec["augment"], codes=base.codes)
     with seeded(spec["seeds"]["unlearn"], bench.device), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
         model, watch = unlearn(method, base.model, data, spec["precision"])
@@ -180,6 +181,7 @@ def _evaluated(
     with Stopwatch(bench.device) as evaluation:
         strong, columns = task["spec"].get("views") == "strong", task["spec"].get("columns", ())
         outcome.scores = evaluate(model, design.dataset, strong, columns)
+        memory = design.remembered(model)
     test_labels = design.dataset.host_labels[design.dataset.n_pool :]
     outcome.row = summary(outcome.scores, design.states) | {
         "wall_s": watch.seconds,
@@ -188,7 +190,7 @@ def _evaluated(
         "design": design.id,
         "dataset_sha256": design.dataset.sha256,
     }
-    outcome.row |= class_summary(outcome.scores, test_labels, design.forget_classes)
+    outcome.row |= class_summary(outcome.scores, test_labels, design.forget_classes) | memory
     return outcome
 
 
@@ -206,6 +208,7 @@ class Design:
             self.states = designs.build(dataset.name, labels, self.recipe, forget, canonical(chosen), draw)
         else:
             self.states = designs.build(dataset.name, labels, self.recipe, None, "", None)
+        self.seen = poison.seen(dataset, spec)  # what training sees; evaluation sees `dataset`
         self.id = hashlib.sha256(
             canonical([dataset.sha256, self.recipe, self.forget_recipe]).encode()
         ).hexdigest()[:20]
@@ -223,6 +226,14 @@ class Design:
     def members(self) -> np.ndarray:
         """Who a base is trained on: retain and forget."""
         return np.flatnonzero((self.states == designs.RETAIN) | (self.states == designs.FORGET))
+
+    def remembered(self, model: nn.Module) -> dict[str, float | None]:
+        """What a model remembers of the poison of what was forgotten (a base: of all); empty without."""
+        if not isinstance(self.seen, poison.Poisoned):
+            return {}
+        return poison.remembered(
+            model, self.seen, self.seen.index if self.forget_recipe is None else self.forget
+        )
 
     def row(self) -> dict[str, Any]:
         """The row of the table designs."""
@@ -284,9 +295,10 @@ def build(spec: dict[str, Any], dataset: DeviceDataset) -> nn.Module:
     )
 
 
-def index_hash(dataset: DeviceDataset, index: np.ndarray) -> str:
-    """Hash of the samples (pixels and labels) at these indices, in order."""
-    return hashlib.sha256(b"".join(dataset.sample_sha256[i] for i in index)).hexdigest()
+def index_hash(dataset: DeviceDataset | poison.Poisoned, index: np.ndarray) -> str:
+    """Hash of the samples (pixels and labels, as trained on) at these indices, in order."""
+    hashes = dataset.sample_sha256
+    return hashlib.sha256(b"".join(hashes[i] for i in index)).hexdigest()
 
 
 def weights_hash(model: nn.Module, codes: Tensor | None) -> str:
@@ -321,7 +333,3 @@ def unpack_base(data: bytes, model: nn.Module, device: torch.device) -> Base:
     return Base(
         model.to(device).eval(), facts["members_sha256"], hashed, float(facts.get("train_s", "nan")), codes
     )
-
-
-def canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
