@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Diverged
+from methods.base import Diverged, plugin
 from orchestrator.config import Grid
 from orchestrator.plan import Plan, Task, make_plan
 from orchestrator.report import render
@@ -26,8 +26,9 @@ from orchestrator.store import Store
 from tests.conftest import Lethe, grid_data
 from workers.data import Arrays, DeviceDataset, UnlearnData, View
 from workers.datasets.digits import Digits
+from workers.evaluate import evaluate
 from workers.poison import Poisoned, draw, remembered
-from workers.run_task import Design, build, generator, index_hash, seeded
+from workers.run_task import Design, build, generator, index_hash, seeded, unlearn, weights_hash
 from workers.train import Recipe, train
 from workers.worker import Worker
 
@@ -316,8 +317,8 @@ AUDITED = grid_data(
     forget=[NOISE],
     methods=[{"finetune": {"epochs": 1}}],
     seeds=1,
-    training={"all": {"epochs": 1}},
-    audit={"pairs": 4, "forget_sets": 2},
+    training={"all": {"epochs": 1, "batch_size": 256}},
+    audit={"pairs": 4, "forget_sets": 2, "retrains": 1},
 )
 
 
@@ -402,6 +403,28 @@ def test_a_base_of_other_poison_is_refused() -> None:
     assert worker.run({"id": "right", "spec": unlearn.spec}).status == "done"
     ended = worker.run({"id": "wrong", "spec": other})
     assert ended.status == "bug" and "was trained on other samples" in ended.reason
+
+
+def test_a_worker_trains_and_unlearns_on_poisoned_data_and_evaluates_on_clean() -> None:
+    """The same steps by hand give the same weights and scores."""
+    plan, worker = plan_of(forget=[NOISE], methods=[{"gradient_ascent": {"epochs": 1}}]), Worker("data")
+    task = of(plan, "unlearn")[0]
+    spec = plan.by_id[str(task.base)].spec
+    weights = worker.run({"id": task.base, "spec": spec}).row["weights_sha256"]
+    design = Design(digits(), task.spec)
+    with seeded(spec["seeds"]["init"], CPU):
+        model = build(spec, digits())
+        order = generator(spec["seeds"]["order"], CPU)
+        train(model, View(design.seen, design.members, order, augment=True), Recipe(**spec["training"]))
+    assert weights_hash(model, None) == weights
+    index = {"retain": design.retain, "forget": design.forget, "val": design.val}
+    rng, seed = generator(task.spec["seeds"]["unlearn"], CPU), task.spec["seeds"]["unlearn"]
+    method = plugin("methods", "gradient_ascent")(**task.spec["method"]["hyperparameters"])
+    with seeded(seed, CPU):
+        data = UnlearnData(design.seen, index, method.needs, rng, augment=True)
+        model, _ = unlearn(method, model, data)
+    scores = worker.run({"id": task.id, "spec": task.spec}).scores
+    assert scores is not None and np.array_equal(scores.phi, evaluate(model, digits()).phi)
 
 
 def test_an_audit_of_a_poisoned_cell(tmp_path: Path) -> None:
