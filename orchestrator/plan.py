@@ -276,7 +276,7 @@ class _Builder:
         common = {**self.common, **scored, "members": place.members, "seed": place.seed}
         codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
         seeds = {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
-        poison, poisoned = self._poison(cell, forget, place)
+        poison, poisoned = self._poison(forget, place)
         seeds |= poison
         base = self.add({**common, **poisoned, "kind": "base", "training": recipe, "seeds": seeds})
         references = cell.references(PLAIN)
@@ -305,17 +305,16 @@ class _Builder:
                     }
                 )
 
-    def _poison(
-        self, cell: Cell, forget: dict[str, Any], place: _Place
-    ) -> tuple[dict[str, int], dict[str, Any]]:
+    def _poison(self, forget: dict[str, Any], place: _Place) -> tuple[dict[str, int], dict[str, Any]]:
         """For a forget recipe that poisons: the seed of the poison of all that starts from one base, and what
         a base says of the samples poisoned in it, those that may be forgotten. Else nothing.
         """
         if not catalogue.plugins("forget")[forget["name"]].constants.get("poisons"):
             return {}, {}
-        names = (self.dataset, self.architecture, place.track, place.seed, cell.forget)
+        recipe = {key: forget[key] for key in ("name", "version", "parameters")}
+        names = (self.dataset, self.architecture, place.track, place.seed, forget_label(recipe))
         draw = None if place.fixed else {"of": place.forget_sets}
-        return {"poison": derived_seed("poison", *names)}, {"poisoned": present({**forget, "draw": draw})}
+        return {"poison": derived_seed("poison", *names)}, {"poisoned": present({**recipe, "draw": draw})}
 
     @staticmethod
     def _retrain_seeds(

@@ -82,26 +82,30 @@ def build(
     states = members(dataset, labels, recipe)
     if forget is None:
         return states
-    among = forgettable(dataset, labels, recipe, forget, key, None if draw is None else draw["of"])
-    if draw is None:
-        states[among] = FORGET
-        return states
-    own = rng("forget", dataset, recipe["val_fraction"], key, recipe["pair"], recipe["half"])
-    states[folds(labels, among, draw["of"], own) == draw["index"]] = FORGET
+    gone = forgettable(dataset, labels, recipe, forget, key, draw)
+    if draw is not None:
+        own = rng("forget", dataset, recipe["val_fraction"], key, recipe["pair"], recipe["half"])
+        gone = folds(labels, gone & (states == RETAIN), draw["of"], own) == draw["index"]
+    states[gone] = FORGET
     return states
 
 
 def forgettable(
-    dataset: str, labels: np.ndarray, recipe: dict[str, Any], forget: Any, key: str, sets: int | None
+    dataset: str,
+    labels: np.ndarray,
+    recipe: dict[str, Any],
+    forget: Any,
+    key: str,
+    draw: dict[str, int] | None,
 ) -> np.ndarray:
-    """The members that requests to a base may name, a bool mask (n,): the forget set of the main track (sets
-    None), the union of the `sets` forget sets of an audit base. Arguments as of `build`.
-    """
+    """The pool samples (bool, n) that a recipe forgets; on the audit track, in each base trained on them."""
     states = members(dataset, labels, recipe)
     common = (dataset, recipe["val_fraction"], key)
-    if sets is None:
-        return forget.draw(labels, states == RETAIN, rng("forget", *common))
-    return forget.audited(labels, states != VAL, sets, rng("audited", *common)) & (states == RETAIN)
+    if draw is None:
+        chosen = forget.draw(labels, states == RETAIN, rng("forget", *common))
+    else:
+        chosen = forget.audited(labels, states != VAL, draw["of"], rng("audited", *common))
+    return np.asarray(chosen, dtype=bool)
 
 
 def whole_classes(labels: np.ndarray, retain: np.ndarray, forget: np.ndarray) -> tuple[int, ...]:

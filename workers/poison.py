@@ -95,11 +95,11 @@ def seen(dataset: DeviceDataset, spec: dict[str, Any]) -> DeviceDataset | Poison
     if "poison" not in spec.get("seeds", {}):
         return dataset
     recipe = spec.get("poisoned") or spec["forget"]
-    chosen = {key: value for key, value in recipe.items() if key != "draw"}
+    chosen = {key: recipe[key] for key in ("name", "version", "parameters") if key in recipe}
     forget = plugin("workers.forget", chosen["name"])(**chosen["parameters"])
-    labels = dataset.host_labels[: dataset.n_pool]
-    sets = recipe["draw"]["of"] if "draw" in recipe else None
-    mask = designs.forgettable(dataset.name, labels, spec["members"], forget, designs.canonical(chosen), sets)
+    labels, members = dataset.host_labels[: dataset.n_pool], spec["members"]
+    made = (dataset.name, labels, members, forget, designs.canonical(chosen), recipe.get("draw"))
+    mask = designs.forgettable(*made) & (designs.members(*made[:3]) == designs.RETAIN)
     return Poisoned(dataset, np.flatnonzero(mask), spec["seeds"]["poison"], forget.noise, forget.flip_labels)
 
 
