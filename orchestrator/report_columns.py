@@ -55,12 +55,6 @@ COLUMNS = (
         " remembered, as in retraining; the base has its full memory. A negative value is a mark too",
         optional=True,
     ),
-    Column(
-        "gus_tpr_at_1pct",
-        "GUS, TPR",
-        "forgotten samples whose own statistic is above 2.326; 0.01 where nothing is remembered",
-        optional=True,
-    ),
     Column("ef", "E_F", "error on the test samples of the forgotten classes; 1 is best", optional=True),
     Column("ar", "A_R", "accuracy on the test samples of the other classes", optional=True),
     Column(
