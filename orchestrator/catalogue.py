@@ -116,6 +116,11 @@ def plugins(kind: str) -> dict[str, Plugin]:
     return found
 
 
+def version_of(kind: str, name: str) -> int:
+    """The version of the code behind a name, of `file:model` that of the file."""
+    return plugins(kind)[name.partition(":")[0]].version
+
+
 def read(path: Path) -> Plugin | None:
     """The plug-in declared in one file, or None for a helper module (no constant `name`)."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))

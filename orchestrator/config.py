@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import catalogue
+from orchestrator import architectures, catalogue
 from orchestrator.errors import UserError, nearest
 from orchestrator.parameters import check_parameters, poison_problems
 from orchestrator.strict_yaml import read_yaml
@@ -172,7 +172,7 @@ def _seeds(value: Any) -> Any:
 
 
 Dataset = Annotated[str, _known("datasets", "dataset")]
-Architecture = Annotated[str, _known("architectures", "architecture")]
+Architecture = Annotated[str, BeforeValidator(architectures.plain), AfterValidator(architectures.checked)]
 MethodChoice = Annotated[Choice, BeforeValidator(_choice), _checked("methods", "method")]
 ForgetChoice = Annotated[Choice, BeforeValidator(_choice), _checked("forget", "forget recipe")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]

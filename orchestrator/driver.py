@@ -138,7 +138,7 @@ class _Driver:
 
     def run(self) -> None:
         try:
-            self.session.load_datasets(self._samples)
+            self.session.load_datasets(self._samples, self._try_out)
             while self._fill():
                 self._collect()
                 self._stop_overdue()
@@ -162,6 +162,9 @@ class _Driver:
             raise
         except RayActorError as error:
             raise UserError(f"a worker could not start: {str(error).strip().splitlines()[-1]}") from None
+
+    def _try_out(self, architecture: str, dataset: str) -> str:
+        return str(ray.get(self.runners[0].actor.try_out.remote(architecture, dataset)))
 
     # ---- giving -------------------------------------------------------------------------------------------
 

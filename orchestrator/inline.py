@@ -22,7 +22,7 @@ def run(session: Session, data: str, time_limit_s: float) -> None:
     from workers.worker import Worker
 
     worker = Worker(data)
-    session.load_datasets(lambda name: load_samples(worker, name))
+    session.load_datasets(lambda name: load_samples(worker, name), worker.try_out)
     session.progress.running = 1
     while (task := session.schedule.take(RUNNER)) is not None:
         held = task.base is None or task.base in worker.holds()

@@ -7,7 +7,7 @@ import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import catalogue, schema
+from orchestrator import architectures, catalogue, schema
 from orchestrator.cost import TIMED, hours, training_images
 from orchestrator.errors import UserError, nearest
 from orchestrator.plan import Plan
@@ -170,7 +170,7 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
         raise UserError(f"list {kind}: unknown.{nearest(kind, allowed)} Allowed: {', '.join(allowed)}.")
     return [
         {
-            "name": plugin.name,
+            "name": architectures.shown(plugin),
             "label": plugin.label,
             "paper": plugin.paper,
             "version": plugin.version,

@@ -340,7 +340,7 @@ class _Place:
 
 
 def _versioned(kind: str, name: str) -> dict[str, Any]:
-    return {"name": name, "version": catalogue.plugins(kind)[name].version}
+    return {"name": name, "version": catalogue.version_of(kind, name)}
 
 
 def _with_defaults(kind: str, choice: Choice) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator import __version__, schema
+from orchestrator.architectures import requires
 from orchestrator.errors import UserError
 from orchestrator.keys import canonical
 from orchestrator.lock import Lock
@@ -189,11 +190,26 @@ class Session:
         views = 1 + max(row["view"] for row in scores)
         return score_facts(made[0]["dataset"], views, (row["versions"] for row in made))
 
-    def load_datasets(self, load: Callable[[str], dict[str, Any]]) -> None:
-        """Write the table samples of all datasets of the grid; nothing is written if one cannot be loaded."""
+    def load_datasets(
+        self, load: Callable[[str], dict[str, Any]], try_out: Callable[[str, str], str]
+    ) -> None:
+        """Write the table samples of all datasets of the grid; nothing is written if one cannot be loaded, or
+        if an architecture cannot take its images (try_out says why, '' where it can).
+        """
         loaded = {name: load(name) for name in self.plan.grid.datasets}
+        self._try_architectures(try_out)
         for name, facts in loaded.items():
             self.write_samples(name, facts)
+
+    def _try_architectures(self, try_out: Callable[[str, str], str]) -> None:
+        """UserError with a line for each architecture of another package that does not do."""
+        grid = self.plan.grid
+        pairs = [
+            (name, dataset) for name in grid.architectures if requires(name) for dataset in grid.datasets
+        ]
+        problems = [f"{dataset}  {line}" for name, dataset in pairs if (line := try_out(name, dataset))]
+        if problems:
+            raise UserError(*problems)
 
     def write_samples(self, dataset: str, facts: dict[str, Any]) -> None:
         """Write the table samples of a dataset once; refuse data that differ from those of earlier runs."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -321,8 +322,11 @@ def _from_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def score_folder(dataset: str, architecture: str, kind: str, method: str) -> str:
-    """The folder of `scores` for one kind of models, in Hive form."""
-    return f"dataset={dataset}/architecture={architecture}/kind={kind}/method={method or 'none'}"
+    """The folder of `scores` for one kind of models, in Hive form: the colon of `timm:NAME` as %3A, which
+    readers of Hive folders turn back.
+    """
+    model = quote(architecture, safe="")
+    return f"dataset={dataset}/architecture={model}/kind={kind}/method={method or 'none'}"
 
 
 def score_rows(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from methods.base import PRECISION, Diverged, Method, plugin
 from workers import designs, poison
+from workers.architectures import architecture
 from workers.data import DeviceDataset, UnlearnData, View
 from workers.designs import canonical
 from workers.evaluate import Scores, class_summary, evaluate, summary
@@ -290,9 +291,7 @@ def generator(seed: int, device: torch.device) -> torch.Generator:
 def build(spec: dict[str, Any], dataset: DeviceDataset) -> nn.Module:
     """The freshly initialised architecture of a task."""
     channels, size = dataset.shape
-    return plugin("workers.architectures", spec["architecture"]["name"])().build(
-        dataset.num_classes, channels, size
-    )
+    return architecture(spec["architecture"]["name"]).build(dataset.num_classes, channels, size)
 
 
 def index_hash(dataset: DeviceDataset | poison.Poisoned, index: np.ndarray) -> str:

@@ -12,10 +12,12 @@ import torch
 from methods.base import plugin
 from orchestrator.catalogue import ROOT, formula, plugins
 from workers import designs
+from workers.architectures import architecture
 from workers.data import Arrays
+from workers.run_task import Base, pack_base, unpack_base, weights_hash
 
 DATASETS = {name: plugin("workers.datasets", name) for name in plugins("datasets")}
-ARCHITECTURES = {name: plugin("workers.architectures", name) for name in plugins("architectures")}
+ARCHITECTURES = sorted({*plugins("architectures"), "timm:test_resnet"} - {"timm"})
 FORGET = {name: plugin("workers.forget", name) for name in plugins("forget")}
 
 
@@ -91,25 +93,39 @@ COUNTS = {
     "wide_resnet16_4": ((10, 3, 32), 2_748_890),
     "cnn_small": ((10, 1, 8), 9_978),
     "vit_tiny": ((10, 1, 8), 39_514),
+    "tinyvit11m": ((10, 3, 32), 10_552_462),
+    "timm:test_resnet": ((10, 3, 32), 373_658),
+    "timm:resnet18": ((10, 3, 32), 11_181_642),
 }
+
+
+def built(name: str, num_classes: int, channels: int, size: int, seed: int = 0) -> torch.nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return architecture(name).build(num_classes, channels, size)
+
+
+def test_a_parameter_count_is_known_of_every_architecture() -> None:
+    assert set(ARCHITECTURES) <= set(COUNTS)
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_count_is_known_and_stated(name: str) -> None:
     shape, count = COUNTS[name]
-    model = ARCHITECTURES[name]().build(*shape)
-    assert sum(p.numel() for p in model.parameters()) == count
-    text = (ROOT / "workers" / "architectures" / f"{name}.py").read_text(encoding="utf-8")
-    assert f"{count:,} parameters" in text
+    assert sum(p.numel() for p in built(name, *shape).parameters()) == count
+    if ":" not in name:
+        text = (ROOT / "workers" / "architectures" / f"{name}.py").read_text(encoding="utf-8")
+        assert f"{count:,} parameters" in text
+        assert (
+            f"| `{name}` |" in (readme := (ROOT / "README.md").read_text("utf-8")) and f"{count:,}" in readme
+        )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 8), (1, 32), (3, 32)])
 def test_architecture_runs_on_small_and_large_images(name: str, channels: int, size: int) -> None:
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        model = ARCHITECTURES[name]().build(7, channels, size)
-        images = torch.randn(2, channels, size, size)
+    model = built(name, 7, channels, size)
+    images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
     for training in (True, False):
         logits = model.train(training)(images)
         assert logits.shape == (2, 7) and bool(torch.isfinite(logits).all())
@@ -118,14 +134,42 @@ def test_architecture_runs_on_small_and_large_images(name: str, channels: int, s
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_reach_every_weight_in_both_modes(name: str, training: bool) -> None:
+    """At every step, from weights none of which is zero."""
+    model = built(name, 7, 3, 32)
+    rng = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(6, 3, 32, 32, generator=rng), torch.arange(6)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=rng))
+    for _ in range(2):
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model.train(training)(images), labels).backward()
+        without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert not without
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architecture_draws_its_weights_from_the_global_seed(name: str) -> None:
     def weights(seed: int) -> torch.Tensor:
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            model = ARCHITECTURES[name]().build(4, 1, 8)
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
+        return torch.cat([p.detach().flatten() for p in built(name, 4, 1, 8, seed).parameters()])
 
     assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_weights_survive_being_saved(name: str, channels: int) -> None:
+    """Another model given the saved weights gives the same logits, bit for bit."""
+    model, other = built(name, 7, channels, 32), built(name, 7, channels, 32, seed=1)
+    images = torch.randn(3, channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model(images)  # statistics of BatchNorm move
+        base = Base(model, "members", weights_hash(model, None), 1.5)
+        again = unpack_base(pack_base(base), other, torch.device("cpu"))
+        assert again.weights_sha256 == base.weights_sha256
+        assert torch.equal(again.model(images), model.eval()(images))
 
 
 # ---- forget recipes ------------------------------------------------------------------------------
