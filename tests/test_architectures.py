@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from pyarrow.dataset import dataset
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from orchestrator import architectures
 from orchestrator.catalogue import version_of
 from orchestrator.config import Grid
+from orchestrator.errors import UserError
 from orchestrator.plan import make_plan
+from orchestrator.report import render
+from orchestrator.runner import Ended, Options, run_grid
 from orchestrator.store import Store, score_folder
 from tests.conftest import ROOT, Lethe, grid_data
 from workers.architectures import CannotBuild, architecture, try_out
@@ -84,7 +88,7 @@ def test_paths_are_dropped_in_training_up_to_a_tenth_and_by_the_global_generator
     rates = [m.drop_prob for m in of_kind(model, "DropPath")]
     assert rates == sorted(rates) and len(rates) == 1 + 2 * 10  # none in the first of the twelve blocks
     assert rates[0] == pytest.approx(0.1 / 11) and rates[-1] == pytest.approx(0.1)
-    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
     def logits(seed: int, training: bool) -> torch.Tensor:
         with seeded(seed, torch.device("cpu")), torch.no_grad():
@@ -95,11 +99,11 @@ def test_paths_are_dropped_in_training_up_to_a_tenth_and_by_the_global_generator
 
 
 def test_training_tinyvit_is_a_function_of_its_seed() -> None:
-    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
     class View:
         def batches(self, batch_size: int) -> list[tuple[torch.Tensor, ...]]:
-            return [(images, torch.arange(8), torch.arange(8))]
+            return [(images, torch.arange(4), torch.arange(4))]
 
     def trained(seed: int, draws: int) -> str:
         torch.rand(draws)  # what was drawn before must not matter
@@ -114,7 +118,7 @@ def test_training_tinyvit_is_a_function_of_its_seed() -> None:
 def test_eval_mode_uses_the_biases_of_the_moment_and_gives_them_gradients() -> None:
     """timm keeps them from the first pass on: a second step fails, and changed weights change nothing."""
     model = tinyvit().eval()
-    images, labels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(2)
+    images, labels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(1)
     for _ in range(2):
         cross_entropy(model(images), labels).backward()
     assert all(m.attention_biases.grad.any() for m in of_kind(model, "Attention"))
@@ -266,43 +270,39 @@ def test_what_cannot_be_built_is_one_line(name: str, words: str) -> None:
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_model_that_does_not_fit_is_told_before_anything_is_trained(
-    lethe: Lethe, write_grid: Any, weird_tmp_path: Path
-) -> None:
-    grid = write_grid(architectures=["timm:test_resnet", "timm:test_vit"], audit=None)
-    done = lethe("run", grid, "--inline")
-    assert done.returncode == 2
-    lines = done.stderr.strip().splitlines()
-    assert lines[0].startswith("digits  timm:test_vit: cannot take images of 1×8×8"), done.stderr
-    assert not (weird_tmp_path / "results" / "runs").exists()
-    assert not (weird_tmp_path / "results" / "lethe.json").exists()
+def run(results: Path, **changes: Any) -> Ended:
+    """`lethe run --inline` of a grid without an audit: one seed, one epoch."""
+    training = {"all": {"epochs": 1}}
+    grid = Grid.model_validate(grid_data(seeds=1, audit=None, training=training, **changes))
+    return run_grid(grid, Options(str(results), str(results.parent / "data"), address=None))
 
 
-def test_a_model_of_timm_from_the_grid_to_the_report(
-    lethe: Lethe, write_grid: Any, weird_tmp_path: Path
-) -> None:
-    grid = write_grid(
-        architectures=["timm:test_efficientnet"], seeds=1, training={"all": {"epochs": 1}}, audit=None
-    )
-    done = lethe("run", grid, "--inline")
-    assert done.returncode == 0, done.stdout + done.stderr
-    store = Store.open(str(weird_tmp_path / "results"))
+def test_what_does_not_fit_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        run(tmp_path / "results", architectures=["timm:test_resnet", "timm:test_vit", "timm:test_convnext"])
+    one, other = caught.value.problems
+    assert one.startswith("digits  timm:test_vit: cannot take images of 1×8×8 (")
+    assert other.startswith("digits  timm:test_convnext: cannot take images of 1×8×8 (")
+    assert not (tmp_path / "results").exists(), "no trace is left"
+
+
+def test_a_model_of_timm_from_the_grid_to_the_report(tmp_path: Path) -> None:
+    ended = run(tmp_path / "results", architectures=["timm:test_efficientnet"])
+    assert (ended.total, ended.done, ended.ran) == (3, 3, 3)
+    store = Store.open(str(tmp_path / "results"))
     rows = store.runs().to_pylist()
-    assert {row["status"] for row in rows} == {"done"}
     assert {row["architecture"] for row in rows} == {"timm:test_efficientnet"}
-    assert all('"timm":"' in row["versions"] for row in rows)
+    assert all("timm" in json.loads(row["versions"]) for row in rows)
     folder = score_folder("digits", "timm:test_efficientnet", "base", "")
     assert folder == "dataset=digits/architecture=timm%3Atest_efficientnet/kind=base/method=none"
-    assert (weird_tmp_path / "results" / "scores" / folder).is_dir()
-    assert ":" not in "".join(store.files(""))
-    hive = Path(store.root) / "scores"
-    assert set(read_hive(hive)) == {"timm:test_efficientnet"}
-    again = lethe("run", grid, "--inline")
-    assert again.returncode == 0 and len(store.read_table("runs")) == len(rows), "nothing is made twice"
-    report = lethe("report", "--format", "json")
-    assert '"architecture": "timm:test_efficientnet"' in report.stdout
-    assert lethe("report").returncode == 0
-    assert "timm:test_efficientnet" in (weird_tmp_path / "report.html").read_text("utf-8")
+    assert (tmp_path / "results" / "scores" / folder).is_dir()
+    assert not [name for name in store.files("", "") if ":" in name]
+    hive = dataset(tmp_path / "results" / "scores", partitioning="hive").to_table(["architecture"])
+    assert set(hive["architecture"].to_pylist()) == {"timm:test_efficientnet"}
+    assert run(tmp_path / "results", architectures=["timm:test_efficientnet"]).ran == 0, "scores are found"
+    found = json.loads(render(store, "json"))
+    assert {row["architecture"] for row in found} == {"timm:test_efficientnet"}
+    assert "timm:test_efficientnet" in str(render(store, "html"))
 
 
 @pytest.mark.long
@@ -315,12 +315,3 @@ def test_a_model_of_timm_is_audited(lethe: Lethe, write_grid: Any, weird_tmp_pat
     rows = json.loads(lethe("report", "--format", "json").stdout)
     assert {row["architecture"] for row in rows} == {"timm:test_efficientnet"}
     assert all(0 <= row["auc_forgotten_vs_retrained"] <= 1 for row in rows)
-
-
-def read_hive(folder: Path) -> list[str]:
-    """The column that a reader of Hive folders makes of `architecture=…`."""
-    import pyarrow.dataset as ds
-
-    return list(
-        ds.dataset(folder, partitioning="hive").to_table(["architecture"])["architecture"].to_pylist()
-    )

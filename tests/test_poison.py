@@ -226,8 +226,8 @@ def test_a_base_remembers_its_noise_and_a_retrain_does_not() -> None:
     assert scores[0]["gus_p"] < 1e-3 and abs(scores[1]["gus"]) < 4 / math.sqrt(200)  # type: ignore[operator,arg-type]
     ids, other = torch.from_numpy(gone), Poisoned(digits(), gone, 2, 1.0, False)
     own = loss(base, *data.gather(ids))
-    assert own < 0.8 * loss(base, *other.gather(ids))
-    assert loss(retrain, *data.gather(ids)) > 0.9 * loss(retrain, *other.gather(ids))
+    assert own < 0.1 * loss(base, *other.gather(ids))
+    assert loss(retrain, *data.gather(ids)) > 0.7 * loss(retrain, *other.gather(ids))
 
 
 def test_a_base_learns_wrong_labels_and_a_retrain_does_not() -> None:

@@ -21,7 +21,7 @@ from workers.run_task import generator, seeded, unlearn
 
 CPU = torch.device("cpu")
 METHODS = [name for name in plugins("methods") if "codes" not in plugins("methods")[name].constants["needs"]]
-SETS = {"retain": np.arange(16), "forget": np.arange(16, 24), "val": np.arange(24, 32)}
+SETS = {"retain": np.arange(8), "forget": np.arange(8, 12), "val": np.arange(12, 16)}  # in batches of 4
 
 
 class Noise:
@@ -84,10 +84,10 @@ def test_steady_silences_dropped_paths_and_leaves_gradients_to_biases() -> None:
 def base() -> tuple[DeviceDataset, nn.Module]:
     """The dataset, and a model that three steps on it have moved away from its zeros."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
-    labels = np.arange(40) % 4
-    dataset = DeviceDataset(Noise, Arrays(images[:32], labels[:32], images[32:], labels[32:]), CPU)
-    model, batch = tinyvit(), (dataset.normalised(dataset.images[:24]), dataset.labels[:24])
+    images = rng.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
+    labels = np.arange(20) % 4
+    dataset = DeviceDataset(Noise, Arrays(images[:16], labels[:16], images[16:], labels[16:]), CPU)
+    model, batch = tinyvit(), (dataset.normalised(dataset.images[:12]), dataset.labels[:12])
     with seeded(0, CPU):
         loss = nn.functional.cross_entropy
         fit(sgd(model, 0.05, 0.9), lambda: [batch], lambda x, y: loss(model(x), y), epochs=3)
@@ -95,8 +95,8 @@ def base() -> tuple[DeviceDataset, nn.Module]:
 
 
 def short(name: str) -> dict[str, Any]:
-    """Hyper-parameters of a method for one or two epochs of batches of 8."""
-    values: dict[str, Any] = {"batch_size": 8, "samples": 8, "learning_rate": 1e-3}
+    """Hyper-parameters of a method for one or two epochs of two batches."""
+    values: dict[str, Any] = {"batch_size": 4, "samples": 8, "learning_rate": 1e-3}
     values |= {key: 1 for key in plugins("methods")[name].parameters if key.endswith("epochs")}
     values |= {"noisy_epochs": 2} if name == "random_noise_injection" else {}
     return {key: value for key, value in values.items() if key in plugins("methods")[name].parameters}
@@ -121,5 +121,7 @@ def test_every_method_runs_on_tinyvit(name: str) -> None:
     assert any(not torch.equal(after[key], before[key]) for key in before), "it does something"
     assert all(torch.equal(start.state_dict()[key], before[key]) for key in before), "the base is left alone"
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    if name != "finetune":
+        return
     again = once().state_dict()
     assert all(torch.equal(after[key], again[key]) for key in after), "dropped paths come from the seed"

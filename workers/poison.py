@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from methods.base import Diverged, plugin
 from workers import designs
 from workers.data import DeviceDataset
+from workers.designs import canonical
 from workers.evaluate import logit_margin
 
 BATCH = 512  # samples whose input gradients are held at once
@@ -88,17 +89,17 @@ class Poisoned:
         return images.float() + noise, self.labels[ids]
 
 
-def seen(dataset: DeviceDataset, spec: dict[str, Any]) -> DeviceDataset | Poisoned:
+def seen(dataset: DeviceDataset, spec: dict[str, Any], members: dict[str, Any]) -> DeviceDataset | Poisoned:
     """The dataset as the model of a task, or the base it starts from, was trained on: itself, unless the
-    forget recipe poisons.
+    forget recipe poisons. members: the recipe of the members, in full.
     """
     if "poison" not in spec.get("seeds", {}):
         return dataset
     recipe = spec.get("poisoned") or spec["forget"]
     chosen = {key: recipe[key] for key in ("name", "version", "parameters") if key in recipe}
     forget = plugin("workers.forget", chosen["name"])(**chosen["parameters"])
-    labels, members = dataset.host_labels[: dataset.n_pool], spec["members"]
-    made = (dataset.name, labels, members, forget, designs.canonical(chosen), recipe.get("draw"))
+    labels = dataset.host_labels[: dataset.n_pool]
+    made = (dataset.name, labels, members, forget, canonical(chosen), recipe.get("draw"))
     mask = designs.forgettable(*made) & (designs.members(*made[:3]) == designs.RETAIN)
     return Poisoned(dataset, np.flatnonzero(mask), spec["seeds"]["poison"], forget.noise, forget.flip_labels)
 
