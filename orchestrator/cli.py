@@ -266,15 +266,29 @@ def suffstats(results: Results = "results") -> None:
 
 @app.command()
 def prepare(
-    datasets: Annotated[list[str], typer.Argument(metavar="DATASET…")],
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET… | image_folder PATH")],
     data: Data = "data",
+    size: Annotated[
+        int | None, typer.Option(min=8, max=1024, metavar="N", help="image_folder: pixels of a side")
+    ] = None,
+    channels: Annotated[int, typer.Option(metavar="3|1", help="image_folder: 3 for colour, 1 for grey")] = 3,
+    name: Annotated[
+        str | None, typer.Option(help="image_folder: its name in grids; else the folder's")
+    ] = None,
 ) -> None:
     """Download and verify datasets. The only command that needs the internet.
 
-    `utkface` is fetched by hand; this says where to put it and verifies it.
+    `utkface` is fetched by hand; this says where to put it and verifies it. `image_folder PATH --size N`
+    reads a folder of pictures, FOLDER/CLASS/picture.jpg, with or without train and test above the classes, or
+    a zip of it, and prints its entry for a grid.
     """
-    from orchestrator import catalogue
+    from orchestrator import catalogue, describe
 
+    if describe.is_folder(datasets, size, channels, name):
+        entry, notes = describe.entry_of(datasets[1], data, size or 0, channels, name)
+        print("\n".join(notes), file=sys.stderr)
+        print(entry, end="")
+        return
     known = catalogue.plugins("datasets")
     unknown = [name for name in datasets if name not in known]
     if unknown:

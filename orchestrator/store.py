@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from orchestrator import atomic, catalogue, parquet, schema
+from orchestrator import atomic, datasets, parquet, schema
 from orchestrator.errors import UserError
 from workers.views import mirrors, views_of
 
@@ -348,16 +348,17 @@ def score_rows(
 
 
 def score_facts(
-    dataset: str, views: int, versions: Iterable[str], specs: Iterable[dict[str, Any]] = ()
+    dataset: dict[str, Any], views: int, versions: Iterable[str], specs: Iterable[dict[str, Any]] = ()
 ) -> dict[str, Any]:
     """What the metadata of a file of `scores` say: the definition of φ, what each view is (mirrored, pixels
     down, pixels to the right), and the software versions that made the models. specs: of the models; where
-    some of them mirror and some do not, a view has no one meaning and `views` is None.
+    some of them mirror and some do not, a view has no one meaning and `views` is None. dataset: as
+    specifications have it.
     """
     facts: dict[str, Any] = {"phi": schema.PHI, "versions": sorted(set(versions))}
-    known = catalogue.plugins("datasets").get(dataset)
+    known = datasets.constants(dataset)
     if known is not None:
-        usual = bool(known.constants["augment_flip"])
+        usual = bool(known["augment_flip"])
         flips = {mirrors(spec, usual) for spec in specs} or {usual}
         facts["views"] = views_of(flips.pop(), strong=True)[:views] if len(flips) == 1 else None
     return facts
