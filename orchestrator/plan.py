@@ -314,11 +314,12 @@ class _Builder:
 
     def _base(self, place: _Place, training: str, forget: dict[str, Any] | None = None) -> str:
         """Add the base of one place and training recipe; forget: the recipe, which may poison it."""
-        recipe = self.recipe(place.track, training)
         seed, poisoned = poison.of(forget, self._names(place), place)
-        seeds = self._base_seeds(place, training) | seed
-        spec = {**self._common(place), **poisoned, "kind": "base", "training": recipe, "seeds": seeds}
-        return self.add(spec)
+        own = {
+            "training": self.recipe(place.track, training),
+            "seeds": self._base_seeds(place, training) | seed,
+        }
+        return self.add({**self._common(place), **poisoned, **own, "kind": "base"})
 
     def _fill(
         self,
