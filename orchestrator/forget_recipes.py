@@ -72,6 +72,7 @@ def problems(grid: Grid) -> list[str]:
         found += _alternatives(choice) or _of_grid(choice, grid)
         for dataset in grid.datasets:
             found += _subclasses(dataset, choice) + _count(dataset, choice, grid.val_fraction, grid.audit)
+            found += _none(dataset, choice, grid.val_fraction)
     return found + _twice(grid.datasets, grid.forget)
 
 
@@ -146,6 +147,17 @@ def _count(dataset: str, choice: Choice, val_fraction: float, audit: Audit | Non
             f" base of {dataset}, which has {of_base:,}; at most {of_base // count}."
         ]
     return []
+
+
+def _none(dataset: str, choice: Choice, val_fraction: float) -> list[str]:
+    """A share of the samples that rounds to none of them."""
+    fraction, there = parameters(dataset, choice).get("fraction"), members(dataset, val_fraction)
+    if not fraction or choice.parameters.get("count") or round(fraction * there):
+        return []
+    return [
+        f"forget.{choice.name}.fraction: {fraction:g} of the {there:,} samples that {dataset} has to train on"
+        " is none; give more."
+    ]
 
 
 def _twice(datasets: Sequence[str], choices: Sequence[Choice]) -> list[str]:

@@ -246,6 +246,17 @@ def test_a_list_that_does_not_fit_the_split_or_the_requests(write_grid: WriteGri
     assert line.endswith("ids.txt: 95 samples are too few for requests: 3, at least 96.")
 
 
+@pytest.mark.parametrize("recipe", ["random", "poisoned"])
+def test_a_share_that_rounds_to_no_sample_is_one_line(recipe: str, write_grid: WriteGrid) -> None:
+    (line,) = problems(write_grid(forget=[{recipe: {"fraction": 0.0004}}], audit=None))
+    assert line == (
+        f"forget.{recipe}.fraction: 0.0004 of the 1,221 samples that digits has to train on is none;"
+        " give more."
+    )
+    assert plan_of(forget=[{recipe: {"fraction": 0.0005}}], audit=None).tasks
+    assert plan_of(forget=[{"random": {"count": 1}}], audit=None).tasks
+
+
 def test_one_listed_sample_is_enough_without_an_audit(write_grid: WriteGrid) -> None:
     assert load(str(listed(write_grid, "7\n", audit=None))).forget[0].ids == (7,)
 
@@ -371,7 +382,8 @@ def test_plans_count_images_with_the_true_sizes(
         found = [Design(digits, task.spec, plan.lists) for task in tasks]
         for name, indices in (("retain", [d.retain for d in found]), ("forget", [d.forget for d in found])):
             size = float(np.mean([len(index) for index in indices]))
-            said = _sizes("digits", tasks[0].spec["members"], tasks[0].spec["forget"])[f"{name}_size"]
+            spec = tasks[0].spec
+            said = _sizes(spec["dataset"], spec["members"], spec["forget"])[f"{name}_size"]
             assert size == pytest.approx(said, rel=0.01, abs=1), (track, name)
         assert all(index.max() < digits.n_pool for d in found for index in (d.retain, d.forget, d.val))
 
