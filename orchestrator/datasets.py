@@ -157,7 +157,7 @@ def folders(named: Iterable[str]) -> dict[str, dict[str, Any]]:
     for dataset in named:
         if isinstance(dataset, Folder):
             entry, key = dataset.entry, of(dataset).key
-            values = entry.model_dump(exclude={"name", "classes", "epochs", "batch_size"})
+            values = entry.model_dump(exclude={"name", "epochs", "batch_size"})
             found[key] = values | {"name": key, "title": entry.name, "num_classes": len(entry.classes)}
     return found
 

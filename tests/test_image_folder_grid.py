@@ -402,6 +402,21 @@ def test_a_grid_on_a_changed_folder_runs_nothing(
     assert "1 cannot be read, first rose/0.png" in line
 
 
+@pytest.mark.parametrize("classes", [["rose", "daisy"], ["daisy", "daisy"]])
+def test_classes_in_another_order_than_the_folders_run_nothing(
+    classes: list[str], write_grid: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_pictures(tmp_path / "data" / "flowers")
+    entry = yaml.safe_load(entry_of("flowers", str(tmp_path / "data"), 8, 3, None)[0])["datasets"][0]
+    assert entry["image_folder"]["classes"] == ["daisy", "rose"]
+    entry["image_folder"]["classes"] = classes
+    grid = write_grid(datasets=[entry], audit=None, seeds=1, training={"all": {"epochs": 1}})
+    with pytest.raises(UserError) as caught:
+        run(grid, tmp_path)
+    [line] = caught.value.problems
+    assert f"the grid: classes are daisy, rose, not {', '.join(classes)}. Restore it" in line
+
+
 @pytest.mark.long
 def test_on_ray_the_folder_reaches_the_actors(
     lethe: Lethe, write_grid: Callable[..., Path], weird_tmp_path: Path

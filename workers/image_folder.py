@@ -70,6 +70,7 @@ class ImageFolder:
     sha256: str
     augment_pad: int = 0
     augment_flip: bool = False
+    classes: tuple[str, ...] = ()  # as the grid says, in order; () takes those of the folder
 
     def load(self, folder: Path) -> Arrays:
         """The arrays; FileNotFoundError in one line when the folder is missing or holds other pictures."""
@@ -108,6 +109,9 @@ class ImageFolder:
             for what, (declared, there) in counts.items()
             if declared != there
         ]
+        declared_classes = tuple(self.classes) or found.classes
+        if len(declared_classes) == len(found.classes) and declared_classes != found.classes:
+            told.append(f"classes are {', '.join(found.classes)}, not {', '.join(declared_classes)}")
         if found.sha256 != self.sha256:
             told.append(f"its sha256 is {found.sha256[:16]}…, not {self.sha256[:16]}…")
         if told and found.unreadable:
