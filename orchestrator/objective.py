@@ -1,8 +1,8 @@
 """What a tuning trial is judged by: distances of an unlearned model to the retrain of the same seed.
 
-A row is what `runs` says of a model: ra, fa, va (accuracies on retain, forget and validation), val_auc (AUC of
-the losses of forget against validation samples, ½ where they are alike), val_mia (accuracy of the population
-attack with validation samples as non-members) and wall_s. The test set is not looked at.
+A row is what `runs` says of a model: ra, fa, va (accuracies on retain, forget and validation), val_auc (AUC
+of the losses of forget against validation samples, ½ where they are alike), val_mia (accuracy of the
+population attack with validation samples as non-members) and wall_s. The test set is not looked at.
 """
 
 from __future__ import annotations
