@@ -1,5 +1,5 @@
-"""lethe: plan, run, status, report, list, audit, store, prepare, bench, doctor. Parses and prints, nothing
-else.
+"""lethe: plan, run, status, dashboard, report, list, audit, store, prepare, bench, doctor. Parses and prints,
+nothing else.
 """
 
 from __future__ import annotations
@@ -139,6 +139,30 @@ def status(results: Results = "results", as_json: Json = False) -> None:
 
     facts = overview.of_store(Store.open(results))
     print(json.dumps(facts) if as_json else overview.status_text(facts))
+
+
+@app.command()
+def dashboard(
+    results: Results = "results",
+    optuna_storage: Annotated[
+        str | None,
+        typer.Option("--optuna-storage", metavar="URL", help="a database instead: postgresql://…"),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8080,
+    host: Annotated[str, typer.Option(help="the address to listen on; 0.0.0.0: all, without a password")] = (
+        "127.0.0.1"
+    ),
+) -> None:
+    """Look at the studies of tuning in a browser, also while a run is going on. Changes nothing."""
+    from orchestrator import dashboard as dashboards
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with dashboards.server(dashboards.opened(results, optuna_storage), host, port) as serving:
+            print(f"{dashboards.address(serving, host)}  Ctrl-C ends it.", flush=True)
+            serving.serve_forever()
+    except KeyboardInterrupt:
+        print()
 
 
 @app.command()

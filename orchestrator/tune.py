@@ -24,7 +24,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator import objective
+from orchestrator import objective, torn
 from orchestrator.catalogue import Parameter
 from orchestrator.keys import canonical
 from orchestrator.objective import Row
@@ -158,6 +158,9 @@ class Search:
     def __init__(self, subject: Subject, study: optuna.Study, budget: Budget) -> None:
         self.subject, self.study, self.budget = subject, study, budget
         self.distributions = distributions(subject.space)
+        torn.finish(
+            study, self.distributions, lambda number: make_sampler(budget.sampler, subject.name, number)
+        )
         self.emitted: set[str] = set()
         self.result: Result | None = None
 

@@ -1,0 +1,132 @@
+"""Tuning runs that are killed in the middle of a write: a journal, and a real PostgreSQL server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.catalogue import ROOT
+from orchestrator.errors import UserError
+from orchestrator.studies import Count, counts, storage
+from tests import postgres
+
+TRIALS = 12  # TPE draws at random for ten
+KILLS = tuple(map(str, range(1, 15)))  # so that each kind of write is cut off
+TOGETHER = """
+import os, sys
+from orchestrator.studies import open_study, storage
+from orchestrator.store import Store
+from orchestrator.tune import Budget
+import optuna
+url = sys.argv[1]
+def work(start):
+    kept = storage(None, url) if "://" in url else storage(Store(url), note=print)
+    study = open_study(kept, "shared", Budget())
+    for step in range(6):
+        trial = study.ask({"x": optuna.distributions.IntDistribution(0, 1000)})
+        study.tell(trial, trial.params["x"] + start)
+children = []
+for start in (0.25, 0.75):
+    if not (child := os.fork()):
+        code = 1
+        try:
+            work(start)
+            code = 0
+        finally:
+            os._exit(code)
+    children.append(child)
+assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+"""
+
+
+def child(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def tuned(folder: Path, url: str, *kills: str, sampler: str = "tpe") -> dict[str, Any]:
+    words = (str(folder), url, sampler, str(TRIALS), "0", *kills)
+    found: dict[str, Any] = json.loads(child("tests/studies_child.py", *words).splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return tuned(tmp_path_factory.mktemp("unharmed"), "-")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres.server() as url:
+        yield url
+
+
+def nothing_lost_or_doubled(found: dict[str, Any], unharmed: dict[str, Any], folder: Path) -> None:
+    for name, expected in unharmed.items():
+        assert [(number, state) for number, state, *_ in found[name]["trials"]] == [
+            (number, "COMPLETE") for number in range(TRIALS)
+        ]
+        for one, other in zip(found[name]["trials"], expected["trials"], strict=True):
+            assert one[2] == pytest.approx(other[2], rel=1e-12) and one[3] == pytest.approx(
+                other[3], rel=1e-12
+            )
+        assert found[name]["winner"] == pytest.approx(expected["winner"], rel=1e-12)
+    ids = [json.loads(line)["id"] for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_journal_that_is_killed_in_its_writes(tmp_path: Path, unharmed: dict[str, Any]) -> None:
+    found = tuned(tmp_path, "-", *KILLS)
+    nothing_lost_or_doubled(found, unharmed, tmp_path)
+    assert len(list((tmp_path / "aside").iterdir())) == len(KILLS)
+
+
+def test_a_database_that_is_killed_in_its_writes(
+    tmp_path: Path, server: str, unharmed: dict[str, Any]
+) -> None:
+    found = tuned(tmp_path, server, *KILLS[5::3])
+    nothing_lost_or_doubled(found, unharmed, tmp_path)
+    done = counts(storage(None, server))
+    assert done == [Count(name, TRIALS, 0, 0) for name in sorted(unharmed)]
+
+
+@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+def test_two_processes_at_once_lose_no_trial(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue("server") if kind == "postgresql" else str(tmp_path)
+    child("-c", TOGETHER, url)
+    from orchestrator.store import Store
+
+    kept = storage(None, url) if kind == "postgresql" else storage(Store(url))
+    study = next(study for study in kept.get_all_studies() if study.study_name == "shared")
+    trials = kept.get_all_trials(study._study_id)
+    assert [trial.number for trial in trials] == list(range(12))
+    ends = [trial.values[0] - trial.params["x"] for trial in trials]
+    assert sorted(ends) == [0.25] * 6 + [0.75] * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ((postgres.QUOTED, "wrong"), "Check user and password."),
+        (("/lethe", "/elsewhere"), "Make it with createdb and createuser, or check the name."),
+    ],
+)
+def test_what_a_server_refuses_is_one_line(server: str, change: tuple[str, str], said: str) -> None:
+    start, _, end = server.rpartition(change[0])
+    with pytest.raises(UserError) as error:
+        storage(None, start + change[1] + end)
+    line = str(error.value)
+    assert line.endswith(said) and "\n" not in line
+    assert postgres.PASSWORD not in line and postgres.QUOTED not in line and "wrong" not in line
