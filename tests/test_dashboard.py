@@ -19,6 +19,7 @@ import optuna
 import pytest
 
 from orchestrator.catalogue import ROOT
+from orchestrator.cli import main
 from orchestrator.dashboard import address, opened, server
 from orchestrator.store import Store
 from orchestrator.studies import open_study, storage
@@ -27,12 +28,12 @@ from tests.postgres import free_port
 
 
 def fill(results: Path) -> None:
-    """Two studies, one of 12 trials in which x alone matters, one without a trial."""
+    """Two studies, one of 30 trials in which x alone matters, one without a trial."""
     kept = storage(Store.create(str(results)))
     study = open_study(kept, "first", Budget())
     study.sampler = optuna.samplers.RandomSampler(seed=1)
     space = {name: optuna.distributions.FloatDistribution(0, 1) for name in ("x", "y")}
-    for _ in range(12):
+    for _ in range(30):
         trial = study.ask(space)
         study.tell(trial, abs(trial.params["x"] - 0.3))
     open_study(kept, "second", Budget(objective="paper"))
@@ -61,7 +62,7 @@ def get(url: str) -> Any:
 def test_studies_trials_and_importances_are_served(site: str, results: Path) -> None:
     listed = get(f"{site}api/studies")["study_summaries"]
     assert [study["study_name"] for study in listed] == ["first", "second"]
-    assert len(get(f"{site}api/studies/0")["trials"]) == 12
+    assert len(get(f"{site}api/studies/0")["trials"]) == 30
     (shares,) = get(f"{site}api/studies/0/param_importances")["param_importances"]
     assert {share["name"]: share["importance"] > 0.5 for share in shares} == {"x": True, "y": False}
 
@@ -73,7 +74,7 @@ def test_a_trial_of_the_driver_appears(tmp_path: Path) -> None:
         study = open_study(storage(Store.open(str(tmp_path))), "first", Budget())
         study.tell(study.ask(), 0.25)
         trials = get(f"{address(running, '127.0.0.1')}api/studies/0")["trials"]
-        assert len(trials) == 13 and trials[-1]["values"] == [0.25]
+        assert len(trials) == 31 and trials[-1]["values"] == [0.25]
         running.shutdown()
 
 
@@ -90,7 +91,9 @@ def test_a_trial_of_the_driver_appears(tmp_path: Path) -> None:
 def test_what_would_change_a_study_is_refused(site: str, results: Path, method: str, path: str) -> None:
     before = (results / "tuning" / "journal.log").read_bytes()
     with pytest.raises(HTTPError) as error:
-        urlopen(Request(f"{site}{path}", b"{}", {"Content-Type": "application/json"}, method=method), timeout=20)
+        urlopen(
+            Request(f"{site}{path}", b"{}", {"Content-Type": "application/json"}, method=method), timeout=20
+        )
     assert error.value.code == 403 and "only looks" in error.value.read().decode()
     assert (results / "tuning" / "journal.log").read_bytes() == before
 
@@ -118,8 +121,11 @@ def test_the_command_prints_its_address_and_ends_with_ctrl_c(results: Path) -> N
     assert running.communicate(timeout=30) == ("\n", "") and running.returncode == 0
 
 
-def test_what_cannot_be_shown_is_one_line(tmp_path: Path, results: Path) -> None:
+def test_what_cannot_be_shown_is_one_line(
+    tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     Store.create(str(tmp_path / "bare"))
+    database = f"sqlite:///{tmp_path}/no.db"
     storage(Store.create(str(tmp_path / "none")))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -129,11 +135,14 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, results: Path) -> None
             f"{tmp_path}/gone: no results yet.": ("--results", f"{tmp_path}/gone"),
             f"{tmp_path}/bare: no studies yet.": ("--results", f"{tmp_path}/bare"),
             f"{tmp_path}/none: no studies yet.": ("--results", f"{tmp_path}/none"),
+            f"--optuna-storage {database}: no studies yet.": ("--optuna-storage", database),
             f"--port {port}: in use.": ("--results", str(results), "--port", str(port)),
-            "--host 203.0.113.7 --port 0: cannot": ("--results", str(results), "--host", "203.0.113.7", "--port", "0"),
+            "--host 203.0.113.7 --port 8080: cannot": ("--results", str(results), "--host", "203.0.113.7"),
         }  # fmt: skip
-        running = {said: lethe(*words) for said, words in cases.items()}
-        for said, process in running.items():
-            out, error = process.communicate(timeout=60)
-            assert (out, process.returncode, error.count("\n")) == ("", 2, 1), error
+        for said, words in cases.items():
+            monkeypatch.setattr(sys, "argv", ["lethe", "dashboard", *words])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            out, error = capsys.readouterr()
+            assert (ended.value.code, out, error.count("\n")) == (2, "", 1), error
             assert error.startswith(said)

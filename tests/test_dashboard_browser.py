@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from orchestrator.catalogue import ROOT
 from orchestrator.store import Store
 from orchestrator.studies import counts, storage
 from tests.postgres import apt_install, free_port
+from tests.studies_child import NAMES
+from tests.test_tune import SPACE
 
 PAUSE_S = 0.5
+WAIT_S = 40
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1600,2400",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+    "--window-size=1600,2400",
 )  # fmt: skip
 
 
@@ -51,7 +56,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def tuning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A results folder in which a process tunes two studies, each with 10 finished trials at least."""
     folder = tmp_path_factory.mktemp("results")
-    words = [sys.executable, "tests/studies_child.py", str(folder), "-", "random", "10000"]
+    words = [sys.executable, "tests/studies_child.py", str(folder), "-", "random", "10000", "2"]
     env = {"PYTHONPATH": str(ROOT), "PATH": ""}
     quick = subprocess.Popen([*words, "0"], cwd=ROOT, env=env)
     wait_for(lambda: trials(folder, 10), 60)
@@ -71,8 +76,6 @@ def trials(folder: Path, at_least: int) -> bool:
 
 
 def wait_for(done: Callable[[], Any], seconds: float) -> Any:
-    import time
-
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if found := done():
@@ -94,25 +97,54 @@ def site(tuning: Path) -> Iterator[str]:
     running.wait()
 
 
+class Page:
+    """What a reader of the dashboard's pages sees."""
+
+    def __init__(self, browser: Any, site: str) -> None:
+        self.browser, self.site = browser, site
+
+    def open(self, path: str = "") -> None:
+        self.browser.get(f"{self.site}{path}")
+
+    def text(self) -> str:
+        return str(self.browser.execute_script("return document.body.innerText"))
+
+    def sees(self, *words: str) -> None:
+        wait_for(lambda: all(word in self.text() for word in words), WAIT_S)
+
+    def shown(self, selector: str) -> list[str]:
+        """The texts of the elements of a graph, in the order of the page."""
+        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
+        return list(self.browser.execute_script(script, selector))
+
+    def gets_more_than(self, points: int) -> None:
+        """A new trial is in the history after the page is loaded again."""
+        self.browser.refresh()
+        wait_for(lambda: len(self.shown(HISTORY)) > points, WAIT_S)
+
+    def no_errors(self) -> None:
+        severe = [entry for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
+        assert severe == [] and self.shown(".notistack-Snackbar, [role=alert]") == []
+
+
+HISTORY = "#plot-history .point"
+IMPORTANCE = "#graph-hyperparameter-importances"
+
+
 @pytest.mark.long
 def test_a_browser_sees_studies_history_and_importances_while_a_run_goes_on(browser: Any, site: str) -> None:
-    def text() -> str:
-        return str(browser.execute_script("return document.body.innerText"))
-
-    def graph(name: str) -> str:
-        """The text of the Plotly graph in the element of that id, once it is drawn."""
-        return str(browser.execute_script(
-            "const g = document.querySelector(arguments[0] + ' .main-svg'); return g ? g.parentNode.textContent : ''",
-            name,
-        ))  # fmt: skip
-
-    browser.get(site)
-    wait_for(lambda: "neggrad_plus · toy" in text() and "salun · toy" in text(), 30)
-    open("/tmp/dash_list.png", "wb").write(browser.get_screenshot_as_png())
-    browser.get(f"{site}dashboard/studies/0")
-    wait_for(lambda: "neggrad_plus · toy" in text(), 30)
-    import time
-    time.sleep(6)
-    open("/tmp/dash_study.png", "wb").write(browser.get_screenshot_as_png())
-    open("/tmp/dash_study.html", "w").write(browser.page_source)
-    print(text()); print(browser.get_log("browser"))
+    page = Page(browser, site)
+    page.open()
+    page.sees(*NAMES)
+    for number, name in enumerate(NAMES):
+        page.open(f"dashboard/studies/{number}")
+        page.sees(name, "History", "Hyperparameter Importance", "Best Trial")
+        first = len(wait_for(lambda: page.shown(HISTORY), WAIT_S))
+        assert first >= 10
+        wait_for(lambda: len(page.shown(f"{IMPORTANCE} .bars .point")) == len(SPACE), WAIT_S)
+        assert set(page.shown(f"{IMPORTANCE} .ytick text")) == set(SPACE)
+        shares = [float(text) for text in page.shown(f"{IMPORTANCE} .bars .point text")]
+        assert abs(sum(shares) - 1) < 0.02
+        if number == 0:  # the studies of the child are tuned one after the other
+            page.gets_more_than(first)
+        page.no_errors()

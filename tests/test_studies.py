@@ -117,26 +117,25 @@ def test_studies_are_counted() -> None:
     assert counts(one.study._storage) == [Count("toy", 4, 1, 1)]
 
 
-@pytest.mark.parametrize("goals", [1, 2])
+@pytest.mark.parametrize("goals", [1, 2, 5])
 def test_importances_name_what_matters(goals: int) -> None:
-    """PED-ANOVA in a world where x alone decides, with one and with two objectives."""
-    study = optuna.create_study(
-        directions=["minimize"] * goals, sampler=optuna.samplers.RandomSampler(seed=3)
-    )
+    """In a world where the epochs alone decide; the last of several objectives, the seconds, is left out."""
+    goal = ["minimize"] * goals
+    study = optuna.create_study(directions=goal, sampler=optuna.samplers.RandomSampler(seed=3))
+    flat = optuna.create_study(directions=goal)
     space = distributions(SPACE)
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            trial = study.ask(space)
-            study.tell(trial, [abs(trial.params["epochs"] - 8.0)] * goals)
-
-    run(9)
-    assert importances(study) is None
-    run(31)
+    for number in range(12):
+        assert (importances(study) is None) == (number < 10)
+        trial = study.ask(space)
+        distance = abs(trial.params["epochs"] - 8.0)
+        study.tell(trial, [distance] * max(1, goals - 1) + [trial.params["rate"]] * (goals > 1))
+        flat.tell(flat.ask(space), [1.0] * goals)
     found = importances(study)
     assert found is not None and found.keys() == SPACE.keys()
     assert sum(found.values()) == pytest.approx(1)
     assert next(iter(found)) == "epochs" and found["epochs"] > 0.7
+    assert importances(study) == found  # seeded
+    assert importances(flat) is None
 
 
 # ---- what a kill leaves -----------------------------------------------------------------------------------
