@@ -19,11 +19,14 @@ COLUMNS = (
         "range",
     ),
     Column("best_of_search", "Best of search", "value of the winner in the search: too good by luck", "bare"),
-    Column(
-        "noise_floor", "Noise floor", "mean objective of a retrain against that of another seed", "bare"
-    ),
+    Column("noise_floor", "Noise floor", "mean objective of a retrain against that of another seed", "bare"),
     Column("origin", "From", "the trial that won, or the default where none beat it", "plain"),
-    Column("trials", "Trials", "finished trials; pruned and failed ones, with their reasons, in brackets", "plain"),
+    Column(
+        "trials",
+        "Trials",
+        "finished trials; pruned and failed ones, with their reasons, in brackets",
+        "plain",
+    ),
     Column("importances", "Importance", "share of the variation among trials, the largest three", "plain"),
     Column("values", "Values", "the winner's hyper-parameters that were searched", "plain"),
 )
