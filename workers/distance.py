@@ -1,4 +1,4 @@
-"""How far a model is from the retrain of its seed, without the test set. Plain numbers in, plain numbers out."""
+"""How far a model is from the retrain of its seed, without the test set. Numbers in, numbers out."""
 
 from __future__ import annotations
 
