@@ -13,13 +13,10 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+from workers.distance import gaps, root_mean_square
+
 Row = Mapping[str, Any]
-ACCURACIES = ("ra", "fa", "va")
 OBJECTIVES = ("retrain_distance", "paper")
-COMPONENTS = {
-    "retrain_distance": ("gap_ra", "gap_fa", "gap_va", "gap_auc"),
-    "paper": ("gap_ra_third", "gap_fa_third", "gap_va_third", "mia"),
-}
 
 
 def components(objective: str, row: Row, retrain: Row) -> tuple[float, ...]:
@@ -28,16 +25,15 @@ def components(objective: str, row: Row, retrain: Row) -> tuple[float, ...]:
     retrain_distance: |RA − RA_R|, |FA − FA_R|, |VA − VA_R| and 2·|AUC − AUC_R|. paper (arXiv 2410.01276,
     its reference implementation): a third of each accuracy gap, and |MIA − ½|/½, which has no R in it.
     """
-    gaps = [abs(row[name] - retrain[name]) for name in ACCURACIES]
+    parts = gaps(row, retrain)
     if objective == "paper":
-        return (*(gap / 3 for gap in gaps), abs(row["val_mia"] - 0.5) / 0.5)
-    return (*gaps, 2 * abs(row["val_auc"] - retrain["val_auc"]))
+        return (*(gap / 3 for gap in parts[:3]), abs(row["val_mia"] - 0.5) / 0.5)
+    return parts
 
 
 def scalar(objective: str, parts: Sequence[float]) -> float:
     """One number for the parts: their root mean square (retrain_distance), their Euclidean norm (paper)."""
-    squares = math.fsum(part * part for part in parts)
-    return math.sqrt(squares if objective == "paper" else squares / len(parts))
+    return math.hypot(*parts) if objective == "paper" else root_mean_square(parts)
 
 
 def mean_components(objective: str, pairs: Sequence[tuple[Row, Row]]) -> tuple[float, ...]:

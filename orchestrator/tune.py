@@ -10,9 +10,11 @@ trials and the rows of finished tasks alone: a killed run asks for the same task
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Protocol
 
 import optuna
@@ -32,6 +34,9 @@ from orchestrator.objective import Row
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 SEARCH, CONFIRM, EVALUATE = PHASES = ("search", "confirm", "evaluate")
+JUDGED = ("ra", "fa", "va", "val_auc")
+PRUNED = "skipped: pruned"  # how the reason of a run begins that a worker ended early
+WARM_UP, ENOUGH = 1, 5  # epochs without a limit; trials that a median needs
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 Values = dict[str, Any]
 
@@ -49,6 +54,8 @@ class Budget:
 
     trials: finished trials. seeds, confirm_seeds, evaluate_seeds: seeds of each phase. finalists: trials that
     are run again. parallel: trials of one study at once. time: the seconds of a method are an objective too.
+    pruner: 'median' ends a trial that after an epoch is further from retraining than half of those before it
+    were, where a method reports epochs and there is one objective; 'none' never does.
     """
 
     trials: int = 20
@@ -60,6 +67,7 @@ class Budget:
     confirm_seeds: int = 3
     evaluate_seeds: int = 5
     parallel: int = 2
+    pruner: str = "median"
 
     def seeds_of(self, phase: str) -> int:
         return {SEARCH: self.seeds, CONFIRM: self.confirm_seeds, EVALUATE: self.evaluate_seeds}[phase]
@@ -164,6 +172,7 @@ class Search:
         self.emitted: set[str] = set()
         self.over = False  # the first phase: a database is not asked again
         self.result: Result | None = None
+        self._trial_of: dict[str, tuple[FrozenTrial, int]] = {}  # id of a task of a trial -> trial, seed
 
     # ---- what to run --------------------------------------------------------------------------------------
 
@@ -188,7 +197,7 @@ class Search:
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         for trial in running:
             if not self._tell(trial, rows):
-                jobs |= self._jobs(self._values(trial), SEARCH)
+                jobs |= self._jobs_of(trial)
         trials = self.study.get_trials(deepcopy=False)
         if not trials and self._default_fits():
             chosen = {name: self.subject.default[name] for name in self.subject.space}
@@ -199,7 +208,7 @@ class Search:
             asked = self.study.ask(self.distributions)
             trial = self.study.get_trials(deepcopy=False)[asked.number]
             if not self._tell(trial, rows):  # a duplicate is answered from the ledger at once
-                jobs |= self._jobs(self._values(trial), SEARCH)
+                jobs |= self._jobs_of(trial)
         states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
         self.over = TrialState.RUNNING not in states
         return self.over
@@ -226,6 +235,12 @@ class Search:
 
     def _values(self, trial: FrozenTrial) -> Values:
         return {**self.subject.default, **trial.params}
+
+    def _jobs_of(self, trial: FrozenTrial) -> dict[str, Job]:
+        values = self._values(trial)
+        for seed in range(self.budget.seeds):
+            self._trial_of[self.subject.task(values, SEARCH, seed).id] = (trial, seed)
+        return self._jobs(values, SEARCH)
 
     def _jobs(self, values: Values, phase: str) -> dict[str, Job]:
         """The tasks of one configuration in a phase, its bases and retrains first."""
@@ -260,9 +275,12 @@ class Search:
         pairs = self._pairs(values, SEARCH, rows)
         if pairs is None:
             return False
+        asked = optuna.trial.Trial(self.study, trial._trial_id)
+        self._report(asked, values, rows)
         if isinstance(pairs, str):
-            optuna.trial.Trial(self.study, trial._trial_id).set_user_attr("reason", pairs)
-            self.study.tell(trial.number, state=TrialState.FAIL)
+            pruned = pairs.startswith(PRUNED)
+            asked.set_user_attr("reason", pairs)
+            self.study.tell(trial.number, state=TrialState.PRUNED if pruned else TrialState.FAIL)
             return True
         parts = objective.mean_components(self.budget.objective, pairs)
         told = list(parts) if self.budget.objective == "paper" else [objective.scalar("", parts)]
@@ -270,6 +288,41 @@ class Search:
             told.append(sum(row["wall_s"] for row, _ in pairs) / len(pairs))
         self.study.tell(trial.number, told)
         return True
+
+    def _report(self, asked: optuna.trial.Trial, values: Values, rows: Mapping[str, Row]) -> None:
+        """Note the values after each epoch, the mean over the seeds that have them."""
+        if not self._prunes:
+            return
+        found = [
+            row["epoch_values"]
+            for seed in range(self.budget.seeds)
+            if (row := rows.get(self.subject.task(values, SEARCH, seed).id)) and row.get("epoch_values")
+        ]
+        for epoch in range(min(map(len, found), default=0)):
+            asked.report(sum(one[epoch] for one in found) / len(found), epoch)
+
+    @property
+    def _prunes(self) -> bool:
+        """Optuna has values after epochs, and pruning, only where there is one objective."""
+        return self.budget.pruner == "median" and len(self.study.directions) == 1
+
+    def hint(self, task_id: str, rows: Mapping[str, Row]) -> dict[str, Any] | None:
+        """What a worker needs to judge a trial after each epoch (workers/pruning.EpochWatch): the retrain's
+        values and, for each epoch, the median of the trials that came as far; None where it is not judged.
+        """
+        trial, seed = self._trial_of.get(task_id, (None, 0))
+        if trial is None or not self._prunes:
+            return None
+        retrain = rows.get(self.subject.references(SEARCH, seed)[1].id)
+        if retrain is None or retrain["status"] != "done":
+            return None
+        finished = [t for t in self.study.get_trials(deepcopy=False) if t.state in FINISHED]
+        limits = [math.inf] * WARM_UP
+        while (
+            len(reached := [v for t in finished if (v := t.intermediate_values.get(len(limits)))]) >= ENOUGH
+        ):
+            limits.append(median(reached))
+        return {"retrain": {name: retrain[name] for name in JUDGED}, "limits": limits}
 
     def _value(self, trial: FrozenTrial) -> float:
         """The number by which trials are compared: the distance, without the seconds."""
@@ -361,6 +414,13 @@ class Tuner:
         known = self._given & jobs.keys()
         self._given |= jobs.keys()
         return [job for name, job in jobs.items() if name not in known]
+
+    def hint(self, task_id: str) -> dict[str, Any] | None:
+        """What a worker is told beside a task's specification; it never changes a finished row's numbers."""
+        for search in self._waiting.get(task_id, []):
+            if (found := search.hint(task_id, self.rows)) is not None:
+                return found
+        return None
 
     @property
     def results(self) -> list[Result]:

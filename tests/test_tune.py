@@ -69,6 +69,19 @@ def run_one(job: Made, fails: Callable[[Mapping[str, Any]], str | None] = lambda
     return good | worse | {"wall_s": float(values["epochs"])}
 
 
+def by_epoch(job: Made, hint: dict[str, Any] | None) -> Row:
+    """As `run_one`, with values after each of four epochs, and stopped above the hint's limits."""
+    row = run_one(job)
+    if hint is None or job.what[0] != "toy":
+        return row
+    values = [loss(job.what[1]) * share for share in (2.0, 1.5, 1.2, 1.0)]
+    for epoch, (value, limit) in enumerate(zip(values, hint["limits"], strict=False)):
+        if value > limit:
+            reached = values[: epoch + 1]
+            return {"status": "skipped", "reason": f"pruned after epoch {epoch}", "epoch_values": reached}
+    return row | {"epoch_values": values}
+
+
 def drive(tuner: Tuner, ledger: dict[str, Row], limit: int = 10_000, **how: Any) -> list[Made]:
     """Run what a tuner wants, one task after the other; at most `limit` tasks."""
     queue, ran = list(tuner.start(ledger)), []
@@ -224,3 +237,43 @@ def test_seeds_of_samplers_differ_between_studies_and_trials() -> None:
         study = optuna.create_study(sampler=make_sampler("random", name, number))
         draws.add(study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}).params["x"])
     assert len(draws) == 3
+
+
+# ---- pruning ---------------------------------------------------------------------------------------------
+
+
+def prune(budget: Budget) -> tuple[Search, int]:
+    one = search(budget)
+    tuner, hints = Tuner([one]), 0
+    queue = list(tuner.start({}))
+    while queue:
+        job = queue.pop(0)
+        hint = tuner.hint(job.id)
+        hints += hint is not None
+        queue += tuner.finished(job.id, by_epoch(job, hint))
+    return one, hints
+
+
+def test_trials_worse_than_the_median_are_stopped_and_count() -> None:
+    one, _ = prune(Budget(trials=30, parallel=1, sampler="random"))
+    trials = one.study.get_trials()
+    states = Counter(trial.state for trial in trials)
+    assert sum(states.values()) == 30 and 5 <= states[TrialState.PRUNED] <= 25
+    first = next(t.number for t in trials if t.state == TrialState.PRUNED)
+    assert first >= 5  # a median of fewer is none
+    for trial in trials:
+        if trial.state == TrialState.PRUNED:
+            before = [
+                t.intermediate_values.get(len(trial.intermediate_values) - 1) for t in trials[: trial.number]
+            ]
+            known = sorted(value for value in before if value is not None)
+            assert list(trial.intermediate_values.values())[-1] > known[(len(known) - 1) // 2]
+    assert one.result is not None and one.result.winner is not None
+    assert loss(one.result.winner) == min(loss({**DEFAULT, **t.params}) for t in trials)
+
+
+@pytest.mark.parametrize("odd", [{"pruner": "none"}, {"objective": "paper"}, {"time": True}])
+def test_nothing_is_pruned_where_it_is_off_or_there_are_several_objectives(odd: dict[str, Any]) -> None:
+    one, hints = prune(Budget(trials=12, **odd))
+    assert hints == 0
+    assert {trial.state for trial in one.study.get_trials()} == {TrialState.COMPLETE}

@@ -56,12 +56,17 @@ def members(dataset: str, labels: np.ndarray, recipe: dict[str, Any]) -> np.ndar
     """
     everyone = np.ones(len(labels), dtype=bool)
     size = round(recipe["val_fraction"] * len(labels))
-    val = subset(labels, everyone, size, rng("val", dataset, recipe["val_fraction"]))
+    val = subset(labels, everyone, size, rng("val", *_tuning(recipe), dataset, recipe["val_fraction"]))
     states = np.where(val, VAL, RETAIN).astype(np.uint8)
     if recipe["track"] == "audit":
         half = folds(labels, ~val, 2, rng("pair", dataset, recipe["val_fraction"], recipe["pair"]))
         states[~val & (half != recipe["half"])] = OUT
     return states
+
+
+def _tuning(recipe: dict[str, Any]) -> tuple[str, ...]:
+    """Names that give each phase of tuning splits of its own; none for models that are reported."""
+    return ("tune", recipe["phase"]) if recipe["track"] == "tune" else ()
 
 
 def build(
@@ -74,16 +79,16 @@ def build(
 ) -> np.ndarray:
     """The states (n,) uint8 of a design.
 
-    recipe: {"track", "val_fraction"}, for the audit also {"pair", "half"}. forget: a forget recipe, None for
-    none, and `key` the text that identifies it. draw: forget set `index` of the `of` sets of an audit base;
-    None on the main track.
+    recipe: {"track", "val_fraction"}, for the audit also {"pair", "half"}, for tuning {"phase"}. forget: a
+    forget recipe, None for none, and `key` the text that identifies it. draw: forget set `index` of the `of`
+    sets of an audit base; None on the main track and in tuning.
     """
     states = members(dataset, labels, recipe)
     if forget is None:
         return states
     common = (dataset, recipe["val_fraction"], key)
     if draw is None:
-        states[forget.draw(labels, states == RETAIN, rng("forget", *common))] = FORGET
+        states[forget.draw(labels, states == RETAIN, rng("forget", *_tuning(recipe), *common))] = FORGET
         return states
     audited = forget.audited(labels, states != VAL, draw["of"], rng("audited", *common))
     own = rng("forget", *common, recipe["pair"], recipe["half"])

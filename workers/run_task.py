@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from methods.base import PRECISION, Diverged, Method, plugin
 from workers import designs
 from workers.data import DeviceDataset, UnlearnData, View
-from workers.evaluate import Scores, class_summary, evaluate, summary
+from workers.evaluate import Scores, class_summary, evaluate, population, summary
 from workers.mnemonic import MnemonicView, draw_codes
 from workers.train import Recipe, train
 
@@ -189,6 +189,9 @@ def _evaluated(
         "dataset_sha256": design.dataset.sha256,
     }
     outcome.row |= class_summary(outcome.scores, test_labels, design.forget_classes)
+    if task["spec"]["members"]["track"] == "tune":  # judged by its row alone: scores of trials are not kept
+        outcome.row |= population(outcome.scores, design.states)
+        outcome.scores = None
     return outcome
 
 
