@@ -13,11 +13,12 @@ import pytest
 
 from orchestrator.catalogue import ROOT
 from orchestrator.errors import UserError
+from orchestrator.store import Store
 from orchestrator.studies import Count, counts, storage
+from orchestrator.tune import Budget, Tuner
 from tests import postgres
+from tests.test_tune import drive, search, subject
 
-TRIALS = 12  # TPE draws at random for ten
-KILLS = tuple(map(str, range(1, 15)))  # so that each kind of write is cut off
 TOGETHER = """
 import os, sys
 from orchestrator.studies import open_study, storage
@@ -54,15 +55,11 @@ def child(*words: str) -> str:
     return done.stdout
 
 
-def tuned(folder: Path, url: str, count: int, *kills: str) -> dict[str, Any]:
-    words = (str(folder), url, "tpe", str(TRIALS), str(count), "0", *kills)
+def tuned(folder: Path, url: str, trials: int, count: int, *kills: int) -> dict[str, Any]:
+    """What a run of two studies, or one, ends with that is killed in its writes of these numbers."""
+    words = (str(folder), url, "tpe", str(trials), str(count), "0", *map(str, kills))
     found: dict[str, Any] = json.loads(child("tests/studies_child.py", *words).splitlines()[-1])
     return found
-
-
-@pytest.fixture(scope="module")
-def unharmed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return tuned(tmp_path_factory.mktemp("unharmed"), "-", 2)
 
 
 @pytest.fixture(scope="module")
@@ -71,34 +68,36 @@ def server() -> Iterator[str]:
         yield url
 
 
-def assert_nothing_lost_or_doubled(found: dict[str, Any], unharmed: dict[str, Any], folder: Path) -> None:
+def assert_nothing_lost_or_doubled(found: dict[str, Any], trials: int, folder: Path) -> None:
+    """As a run of the same studies that was left alone, and no task ran twice."""
     for name in found:
-        expected = unharmed[name]
-        assert [(number, state) for number, state, *_ in found[name]["trials"]] == [
-            (number, "COMPLETE") for number in range(TRIALS)
-        ]
-        for one, other in zip(found[name]["trials"], expected["trials"], strict=True):
-            assert one[2] == pytest.approx(other[2], rel=1e-12) and one[3] == pytest.approx(
-                other[3], rel=1e-12
-            )
-        assert found[name]["winner"] == pytest.approx(expected["winner"], rel=1e-12)
+        alone = search(Budget(trials=trials, parallel=1), of=subject(name))
+        drive(Tuner([alone]), {})
+        assert [number for number, *_ in found[name]["trials"]] == list(range(trials))
+        for (_, state, params, values), expected in zip(
+            found[name]["trials"], alone.study.trials, strict=True
+        ):
+            assert (state, params) == ("COMPLETE", pytest.approx(expected.params, rel=1e-12))
+            assert values == pytest.approx(expected.values, rel=1e-12)
+        assert alone.result is not None
+        assert found[name]["winner"] == pytest.approx(alone.result.winner, rel=1e-12)
     ids = [json.loads(line)["id"] for line in (folder / "ledger.jsonl").read_text().splitlines()]
     assert len(ids) == len(set(ids))
 
 
-def test_a_journal_that_is_killed_in_its_writes(tmp_path: Path, unharmed: dict[str, Any]) -> None:
-    found = tuned(tmp_path, "-", 2, *KILLS)
-    assert_nothing_lost_or_doubled(found, unharmed, tmp_path)
-    assert len(list((tmp_path / "aside").iterdir())) == len(KILLS)
+def test_a_journal_that_is_killed_in_its_writes(tmp_path: Path) -> None:
+    kills = range(1, 15)  # so that each kind of write is cut off
+    found = tuned(tmp_path, "-", 12, 2, *kills)  # the first ten trials of TPE are random
+    assert len(found) == 2
+    assert_nothing_lost_or_doubled(found, 12, tmp_path)
+    assert len(list((tmp_path / "aside").iterdir())) == len(kills)
 
 
-def test_a_database_that_is_killed_in_its_writes(
-    tmp_path: Path, server: str, unharmed: dict[str, Any]
-) -> None:
-    found = tuned(tmp_path, server, 1, *KILLS[5::3])
-    assert_nothing_lost_or_doubled(found, unharmed, tmp_path)
-    done = counts(storage(None, server))
-    assert done == [Count(name, TRIALS, 0, 0) for name in found]
+def test_a_database_that_is_killed_in_its_writes(tmp_path: Path, server: str) -> None:
+    found = tuned(tmp_path, server, 5, 1, 5, 7, 10)
+    assert_nothing_lost_or_doubled(found, 5, tmp_path)
+    kept = counts(storage(None, server))
+    assert all(Count(name, 5, 0, 0) in kept for name in found)
 
 
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])
@@ -107,8 +106,6 @@ def test_two_processes_at_once_lose_no_trial(
 ) -> None:
     url = request.getfixturevalue("server") if kind == "postgresql" else str(tmp_path)
     child("-c", TOGETHER, url)
-    from orchestrator.store import Store
-
     kept = storage(None, url) if kind == "postgresql" else storage(Store(url))
     study = next(study for study in kept.get_all_studies() if study.study_name == "shared")
     trials = kept.get_all_trials(study._study_id)
