@@ -141,6 +141,11 @@ def _database(text: str, write: bool) -> BaseStorage:
     try:
         with reachable(text):
             return _connect(url, options)
+    except RuntimeError:  # Optuna's own check of the version of its tables
+        raise UserError(
+            f"--optuna-storage {shown(text)}: its tables are of another version of Optuna."
+            " Make another database, or upgrade this one with `optuna storage upgrade`."
+        ) from None
     except ImportError:
         raise UserError(
             f"--optuna-storage {shown(text)}: the driver for PostgreSQL is not installed. {INSTALL}"

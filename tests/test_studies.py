@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +86,14 @@ def test_an_sqlite_file_does_too_and_is_not_made_by_looking(tmp_path: Path) -> N
     assert "cannot be used" in refused(f"sqlite:///{tmp_path}/nowhere/studies.db")
 
 
+def test_tables_of_another_optuna_are_one_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    storage(None, url)
+    with sqlite3.connect(tmp_path / "studies.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v0.9.0.a'")
+    assert "its tables are of another version of Optuna" in refused(url)
+
+
 # ---- studies ----------------------------------------------------------------------------------------------
 
 
@@ -153,9 +162,18 @@ def journal(folder: Path) -> Path:
 TAIL = b'{"op_code":4,"worker_id":"x","study'
 
 
-@pytest.mark.parametrize(
-    "tail", [TAIL, b"\0" * 50, b"\0\0\n", TAIL + TAIL + b"}\n", b"[1]\n", b"7\n", b"\xff\xfe\n"]
-)
+TAILS = {
+    "cut off": TAIL,
+    "zeros": b"\0" * 50,
+    "line of zeros": b"\0\0\n",
+    "two in one": TAIL + TAIL + b"}\n",
+    "list": b"[1]\n",
+    "number": b"7\n",
+    "no text": b"\xff\xfe\n",
+}
+
+
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS.keys())
 def test_a_damaged_end_is_set_aside_and_told(tmp_path: Path, tail: bytes) -> None:
     path = journal(tmp_path)
     whole = path.read_bytes()

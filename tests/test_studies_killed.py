@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
+from orchestrator import dashboard
 from orchestrator.catalogue import ROOT
 from orchestrator.errors import UserError
 from orchestrator.store import Store
@@ -98,6 +101,12 @@ def test_a_database_that_is_killed_in_its_writes(tmp_path: Path, server: str) ->
     assert_nothing_lost_or_doubled(found, 5, tmp_path)
     kept = counts(storage(None, server))
     assert all(Count(name, 5, 0, 0) in kept for name in found)
+    with dashboard.server(dashboard.opened("", server), "127.0.0.1", 0) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        with urlopen(f"{dashboard.address(running, '127.0.0.1')}api/studies", timeout=20) as answer:
+            shown = {study["study_name"] for study in json.load(answer)["study_summaries"]}
+        running.shutdown()
+    assert shown >= found.keys()
 
 
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])
