@@ -72,7 +72,8 @@ class Method:
 
     needs: what it reads, of retain, forget, val and codes. scope: the forget sets it is made for, 'random'
     (any samples), 'class' (all samples of some classes) or 'both'. training: the training recipe of the bases
-    it starts from, 'plain' or one that changes training for the sake of later deletions ('mnemonic').
+    it starts from, 'plain' or one that changes training for the sake of later deletions ('mnemonic'). once:
+    whether it cannot go on from a model it has unlearned, as sequential requests need.
     cost: formulas in the hyper-parameters and in retain_size, forget_size and val_size for the passes over
     'retain', 'forget' and 'val', a pass being as many samples read as the set has, and for the further
     'copies' of the model that are held at once. What is left out is 0.
@@ -85,6 +86,7 @@ class Method:
     needs: ClassVar[tuple[str, ...]]
     scope: ClassVar[str] = "both"
     training: ClassVar[str] = "plain"
+    once: ClassVar[bool] = False
     cost: ClassVar[dict[str, str]]
 
     def unlearn(self, model: nn.Module, data: Data) -> nn.Module:
@@ -149,7 +151,21 @@ def triangular(epoch: int, epochs: int) -> float:
     return step / peak if step <= peak else (total - step) / (total - peak)
 
 
-SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "triangular": triangular}
+def one_cycle(step: int, steps: int) -> float:
+    """Linear from 1/25 up to 1 over the first 30 % of the steps, then linear down towards 0. Made for single
+    steps: over few epochs it misses its peak. A plain form of the cycle of Smith 2018, arXiv 1803.09820.
+    """
+    peak = 0.3 * steps
+    return 0.04 + 0.96 * step / peak if step < peak else (steps - step) / (steps - peak)
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "constant": constant,
+    "cosine": cosine,
+    "triangular": triangular,
+    "one_cycle": one_cycle,
+}
+BY_STEP = {"one_cycle"}  # schedules that training applies at each step and not at each epoch
 
 
 def step_decay(rho: float) -> Schedule:
@@ -169,17 +185,26 @@ def fit(
     *,
     epochs: int,
     schedule: Schedule = constant,
+    steps: int | None = None,
 ) -> None:
     """The one training loop: for each epoch, a descent step on `loss(*batch)` for each batch of `batches()`.
 
-    The learning rate is its initial value times `schedule(epoch, epochs)`. The host waits for the device once
-    per epoch, to raise Diverged when some loss was not finite.
+    The learning rate is its initial value times `schedule(epoch, epochs)`; where the number of `steps` of an
+    epoch is given, times `schedule(step, epochs * steps)`, the step counted from the first epoch on. The host
+    waits for the device once per epoch, to raise Diverged when some loss was not finite.
     """
     initial = [group["lr"] for group in optimizer.param_groups]
-    for epoch in range(epochs):
+
+    def pace(factor: float) -> None:
         for group, rate in zip(optimizer.param_groups, initial, strict=True):
-            group["lr"] = rate * schedule(epoch, epochs)
-        for batch in batches():
+            group["lr"] = rate * factor
+
+    for epoch in range(epochs):
+        if steps is None:
+            pace(schedule(epoch, epochs))
+        for step, batch in enumerate(batches()):
+            if steps is not None:
+                pace(schedule(epoch * steps + step, epochs * steps))
             with precision(batch[0].device):
                 value = loss(*batch)
             descend(optimizer, value)

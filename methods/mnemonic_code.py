@@ -41,6 +41,7 @@ class MnemonicCode(Method):
     needs = ("codes",)
     scope = "class"
     training = "mnemonic"
+    once = True  # codes of classes that are gone would count as retained
     cost = {"copies": "2"}
 
     lambda_1: float = hp(1e-5, 1e-6, 1e-1, log=True)

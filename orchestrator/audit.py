@@ -17,6 +17,7 @@ compared with `never` of the same forget set number.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ class Reader:
         self.store = store
         table = store.runs(COLUMNS)
         self.runs: dict[str, dict[str, Any]] = {row["task_id"]: row for row in table.to_pylist()}
-        designs = store.read_table("designs", ["design", "forget_classes", "n_pool", "states"]).to_pylist()
+        wanted = ["design", "forget", "forget_classes", "n_pool", "states"]
+        designs = store.read_table("designs", wanted).to_pylist()
         self._designs = {row["design"]: row for row in designs}
         self._labels: dict[str, tuple[np.ndarray, ...]] = {}
 
@@ -127,6 +129,16 @@ class Reader:
         """
         classes = self._designs[self.runs[task]["design"]]["forget_classes"]
         return np.isin(self.labels(task)[1], classes) if classes else None
+
+    def forgotten_kinds(self, task: str) -> np.ndarray | None:
+        """As `forgotten_classes`, and where a design forgets subclasses, which test samples are of these."""
+        recipe = json.loads(self._designs[self.runs[task]["design"]]["forget"] or "{}")
+        if recipe.get("name") != "subclass":
+            return self.forgotten_classes(task)
+        of_dataset = f"dataset={self.runs[task]['dataset']}"
+        table = self.store.read_table("samples", ["sample_id", "split", "subclass"], of_dataset)
+        test = table.sort_by("sample_id").filter(pc.field("split") == "test")
+        return np.isin(test["subclass"].to_numpy(), recipe["parameters"]["subclasses"])
 
     def labels(self, task: str) -> tuple[np.ndarray, ...]:
         """Classes of the pool (pool,) and of the test samples (test,) of a task's dataset; empty if the table

@@ -44,8 +44,8 @@ def rows(reader: Reader, row: Row) -> Iterator[dict[str, Any]]:
 
 def _population_rows(reader: Reader, row: Row, phi: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     """The population attacks, one row per attack and seed: forget set against test set (spec: benchmark §5.3,
-    attacks §3.8). Where whole classes were forgotten, against the test samples of these classes; but the SVM
-    sets the test samples of the other classes against the retain set: else it would tell classes apart.
+    attacks §3.8). Where whole classes or subclasses were forgotten, against the test samples of these; but
+    the SVM sets the other test samples against the retain set: else it would tell classes apart.
     """
     correct = reader.scores(phi, "correct")
     for (track, seed, index), task in row.tasks.items():
@@ -54,7 +54,7 @@ def _population_rows(reader: Reader, row: Row, phi: dict[str, np.ndarray]) -> It
         if track != "main" or task not in phi or states is None:
             continue
         forget, test = np.flatnonzero(states == FORGET), np.arange(len(states), len(phi[task]))
-        gone = reader.forgotten_classes(retrain)
+        gone = reader.forgotten_kinds(retrain)
         outside = test
         if gone is not None:
             test = test[np.flatnonzero(gone)]

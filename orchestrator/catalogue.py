@@ -29,12 +29,16 @@ FOLDERS = {
 
 
 COSTS = ("retain", "forget", "val", "copies")
+GIVEN = ("labels", "subclasses", "listed")  # what a forget recipe chooses by, one value per sample
+# What the share of a forget recipe may count with, beside its parameters: classes and subclasses of the
+# dataset, samples a base is trained on, samples that can be trained on, samples in a list.
+SHARE = ("num_classes", "num_subclasses", "members", "pool", "listed")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A declared parameter: `kind` is 'int', 'float', 'bool', 'str' or 'tuple[int, ...]' (a list in grids);
-    low and high bound the search.
+    """A declared parameter: `kind` is 'int', 'float', 'bool', 'str', 'tuple[int, ...]' (a list in grids) or
+    'tuple[int | str, ...]' (a list of numbers or names); low and high bound the search.
     """
 
     name: str
@@ -76,9 +80,21 @@ class Plugin:
         return str(self.constants.get("scope", "both"))
 
     @property
+    def audit_sets(self) -> str:
+        """Forget sets of a forget recipe per base of the audit: 'many' (as many as the grid says), 'one', or
+        'none' if it is of the main track only.
+        """
+        return str(self.constants.get("audit_sets", "one" if self.scope == "class" else "many"))
+
+    @property
     def training(self) -> str:
         """The training recipe of the bases a method starts from."""
         return str(self.constants.get("training", "plain"))
+
+    @property
+    def once(self) -> bool:
+        """Whether a method serves a single request: nothing it leaves can be unlearned from again."""
+        return bool(self.constants.get("once", False))
 
     @property
     def access(self) -> str:
@@ -114,6 +130,11 @@ def plugins(kind: str) -> dict[str, Plugin]:
     if problems:
         raise UserError(*problems)
     return found
+
+
+def version_of(kind: str, name: str) -> int:
+    """The version of the code behind a name, of `file:model` that of the file."""
+    return plugins(kind)[name.partition(":")[0]].version
 
 
 def read(path: Path) -> Plugin | None:
@@ -164,12 +185,16 @@ def declaration_problems(kind: str, plugin: Plugin) -> list[str]:
     scopes = ("random", "class", "both") if kind == "methods" else ("random", "class")
     if plugin.scope not in scopes:
         problems.append(f"scope: {plugin.scope!r} is not one of {', '.join(scopes)}.")
+    if plugin.audit_sets not in ("many", "one", "none"):
+        problems.append(f"audit_sets: {plugin.audit_sets!r} is not one of many, one, none.")
+    if plugin.constants.get("given", "labels") not in GIVEN:
+        problems.append(f"given: {plugin.constants['given']!r} is not one of {', '.join(GIVEN)}.")
     if plugin.training not in TRAININGS:
         problems.append(f"training: {plugin.training!r} is not one of {', '.join(TRAININGS)}.")
     sizes = (
         {"retain_size": 3.0, "forget_size": 1.0, "val_size": 1.0}
         if kind == "methods"
-        else {"num_classes": 9.0}
+        else dict.fromkeys(SHARE, 9.0)
     )
     formulas = given["cost"] if kind == "methods" else {"share": given["share"]}
     if kind == "methods" and not set(formulas) <= set(COSTS):
@@ -218,8 +243,14 @@ def _parameters(body: list[ast.stmt]) -> dict[str, Parameter]:
 
 
 def with_defaults(kind: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of a plug-in: the given values, the others at their defaults; a tuple as a list."""
-    declared = plugins(kind)[name].parameters
+    """All parameters of a plug-in: the given values, the others at their defaults; a tuple as a list. Of
+    `alternatives` the given ones, else the first: the others are left out.
+    """
+    declared = dict(plugins(kind)[name].parameters)
+    either = plugins(kind)[name].constants.get("alternatives", ())
+    used = [key for key in either if key in values] or either[:1]
+    for key in set(either) - set(used):
+        del declared[key]
     filled = {key: values.get(key, parameter.default) for key, parameter in declared.items()}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in filled.items()}
 

@@ -319,6 +319,15 @@ def prepare(
         print(f"{name}: {where}")
 
 
+@app.command("duplicates")
+def duplicates_(dataset: str, data: Data = "data", as_json: Json = False) -> None:
+    """List the exact and near-duplicates of a dataset, pool and test set together, by sample id."""
+    from orchestrator import duplicates
+
+    found = duplicates.listing(dataset, Path(data))
+    print(json.dumps(found) if as_json else duplicates.as_text(dataset, found))
+
+
 @app.command()
 def bench(
     what: Annotated[str, typer.Argument(metavar="attack|store", help="what to measure")],

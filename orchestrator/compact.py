@@ -222,7 +222,11 @@ class _Scores:
         dataset = next(
             (p.removeprefix("dataset=") for p in folder.split("/") if p.startswith("dataset=")), ""
         )
-        return score_facts(dataset, views, versions) | {
+        facts = score_facts(dataset, views, versions)
+        usual = facts.get("views")
+        told = [(self.store.facts(name) or {}).get("views", usual) for name in names]
+        return facts | {
+            "views": common_views(told, views),
             "merged": [Path(name).name for name in names],
             "parts": sorted(pc.unique(index["part"]).to_pylist()),
             "half": self.precision == "float16",
@@ -255,6 +259,17 @@ class _Scores:
             raise _DamagedPage(name)
         kept = self.ledger.kept(table)
         return table if pc.all(kept).as_py() else table.filter(kept)
+
+
+def common_views(told: list[Any], count: int) -> list[Any] | None:
+    """The first `count` views that merged files say they have, the shorter lists being the beginnings of the
+    longest; None where they do not agree, or one says that its own models do not.
+    """
+    lists = [[list(view) for view in views] for views in told if views is not None]
+    longest = max(lists, key=len, default=[])
+    if len(lists) < len(told) or any(views != longest[: len(views)] for views in lists):
+        return None
+    return longest[:count]
 
 
 # ---- the manifest ----------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ seeds: 3
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,10 +23,15 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import catalogue
+from orchestrator import architectures, catalogue, forget_recipes, requests
 from orchestrator.errors import UserError, nearest
+from orchestrator.grid_errors import lines
 from orchestrator.parameters import check_parameters
+from orchestrator.recipes import resolve
 from orchestrator.strict_yaml import read_yaml
+
+MAX_SEEDS, VAL_FRACTION = 100_000, 0.15
+MAX_SEEDS_OF_PHASE = 1000
 
 
 class Strict(BaseModel):
@@ -41,36 +45,24 @@ class Choice(Strict):
 
     name: str
     parameters: dict[str, Any] = {}
+    ids: tuple[int, ...] | None = Field(None, exclude=True, repr=False)  # what a file of sample ids holds
 
 
 class Training(Strict):
-    """Overrides of the training recipe. What is left out comes from the dataset and then from RECIPE."""
+    """Overrides of the training recipe. What is left out comes from the named recipe, the dataset, RECIPE."""
 
+    recipe: Literal["paper", "fast"] | None = None
     optimizer: Literal["sgd", "adam"] | None = None
     learning_rate: float | None = Field(None, gt=0)
     momentum: float | None = Field(None, ge=0, lt=1)
     weight_decay: float | None = Field(None, ge=0)
-    schedule: Literal["cosine", "constant"] | None = None
+    schedule: Literal["cosine", "constant", "one_cycle"] | None = None
     epochs: int | None = Field(None, ge=1, le=100_000)
     batch_size: int | None = Field(None, ge=1, le=1_000_000)
     augment: bool | None = None
+    flip: bool | None = None  # whether augmentation mirrors images; the dataset's habit if left out
     precision: Literal["auto", "float32", "bfloat16"] | None = None
     t_mix: float | None = Field(None, ge=0, le=1)  # share of samples replaced by codes in mnemonic training
-
-
-# The recipe of arXiv 2410.01276; epochs and other particulars come from the dataset.
-RECIPE: dict[str, Any] = {
-    "optimizer": "sgd",
-    "learning_rate": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "schedule": "cosine",
-    "epochs": 50,
-    "batch_size": 256,
-    "augment": True,
-    "precision": "auto",
-    "t_mix": 0.3,  # arXiv 2306.05670, CIFAR-10
-}
 
 
 class Audit(Strict):
@@ -81,6 +73,9 @@ class Audit(Strict):
     retrains: int | None = Field(None, ge=1, le=1000)  # per base, of its first forget sets
     views: Literal["strong"] | None = None  # each sample also scored moved by a pixel
     columns: list[Literal["entropy", "modified_entropy"]] = []  # scores stored beside φ
+    # What is audited: selectors as in `training`, and methods of the grid; everything if left out.
+    only: list[str] | None = Field(None, min_length=1)
+    methods: list[str] | None = Field(None, min_length=1)
     training: Training = Training()
 
     @property
@@ -89,10 +84,32 @@ class Audit(Strict):
         return self.retrains if self.retrains is not None else min(2, self.forget_sets)
 
 
+class AuditSearch(Strict):
+    """A search on bases of the audit track, as in arXiv 2410.01276. `lethe plan` counts it beside its own
+    runs; it is never run: what is tuned on a base must not attack that base.
+    """
+
+    bases: int = Field(ge=1, le=1_000_000)
+    trials: int = Field(ge=1, le=1_000_000)
+
+
 class Tune(Strict):
-    """The budget of the search: one study per (method, dataset, architecture, forget recipe)."""
+    """The budget of the search: `trials` on each of `seeds` bases per (method, dataset, architecture, forget
+    recipe).
+    """
 
     trials: int = Field(100, ge=1, le=1_000_000)
+    seeds: int = Field(1, ge=1, le=MAX_SEEDS)
+    audit: AuditSearch | None = None
+    sampler: Literal["tpe", "nsga3", "random", "qmc"] = "tpe"
+    objective: Literal["retrain_distance", "paper"] = "retrain_distance"
+    time: bool = False  # seconds are an objective too
+    pruner: Literal["median", "none"] = "median"
+    finalists: int = Field(3, ge=1, le=1000)  # best trials that run again on fresh seeds
+    confirm_seeds: int = Field(3, ge=1, le=MAX_SEEDS_OF_PHASE)
+    evaluate_seeds: int = Field(5, ge=2, le=MAX_SEEDS_OF_PHASE)
+    parallel: int = Field(2, ge=1, le=1000)  # trials of one study at once
+    space: dict[str, dict[str, list[Any]]] = {}  # method or all -> parameter -> [low, high] or choices
 
 
 class Run(Strict):
@@ -158,9 +175,6 @@ def _different(recipes: list[Choice]) -> list[Choice]:
     return recipes
 
 
-MAX_SEEDS = 100_000
-
-
 def _seeds(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, list)):
         raise ValueError(f"{value!r} is neither a count nor a list of seeds.")
@@ -172,7 +186,7 @@ def _seeds(value: Any) -> Any:
 
 
 Dataset = Annotated[str, _known("datasets", "dataset")]
-Architecture = Annotated[str, _known("architectures", "architecture")]
+Architecture = Annotated[str, BeforeValidator(architectures.plain), AfterValidator(architectures.checked)]
 MethodChoice = Annotated[Choice, BeforeValidator(_choice), _checked("methods", "method")]
 ForgetChoice = Annotated[Choice, BeforeValidator(_choice), _checked("forget", "forget recipe")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -187,7 +201,9 @@ class Grid(Strict):
     forget: Annotated[list[ForgetChoice], Field(min_length=1), AfterValidator(_different)]
     methods: Annotated[list[MethodChoice], AfterValidator(_unique)]
     seeds: Annotated[list[Seed], BeforeValidator(_seeds), Field(min_length=1), AfterValidator(_unique)]
-    val_fraction: float = Field(0.15, gt=0, lt=1)
+    split: Literal["default", "paper"] = "default"
+    requests: int = Field(1, ge=1, le=1000)  # deletions in turn that a forget set is split into
+    val_fraction: float = Field(VAL_FRACTION, gt=0, lt=1)
     hyperparameters: str = "default"
     augment_unlearning: bool = True  # unlearning runs augment as training does; false: never
     training: dict[str, Training] = {}
@@ -198,6 +214,14 @@ class Grid(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> Grid:
         problems = [*self._class_problems(), *self._audit_problems(), *self._selector_problems()]
+        if self.split == "paper" and self.val_fraction != VAL_FRACTION:
+            problems.append(
+                f"val_fraction: {self.val_fraction} with split: paper, whose validation set is {VAL_FRACTION}"
+                " of the pool. Leave it out, or write split: default."
+            )
+        sizes = self._filled(), self.datasets, self.val_fraction, self.audit is not None
+        problems += requests.problems(self.requests, *sizes)
+        problems += forget_recipes.problems(self)
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -225,7 +249,8 @@ class Grid(Strict):
     def _audit_problems(self) -> list[str]:
         if self.audit is None:
             return []
-        problems = [
+        problems = [*self._audited_problems(self.audit), *self._flip_problems()]
+        problems += [
             f"audit.forget_sets: {self.audit.forget_sets} disjoint sets of fraction {fraction} do not fit"
             f" into one base; at most {int(1 / fraction + 1e-9)}."
             for fraction in (values.get("fraction") for _, values in self._filled())
@@ -238,28 +263,58 @@ class Grid(Strict):
             )
         return problems
 
+    def _audited_problems(self, audit: Audit) -> list[str]:
+        """What `audit.only` and `audit.methods` name that the grid does not have."""
+        known = [choice.name for choice in self.methods]
+        return [
+            *self._unknown_selectors("audit.only: ", audit.only or []),
+            *(
+                f"audit.methods: {name!r} is no method of this grid.{nearest(name, known)}"
+                f" Allowed: {', '.join(known) or 'none'}."
+                for name in audit.methods or []
+                if name not in known
+            ),
+        ]
+
+    def _flip_problems(self) -> list[str]:
+        """Models whose images are mirrored on one track alone: their scores would not have the same views."""
+        return [
+            f"audit.training: {dataset}/{architecture} would be mirrored on one track and not on the other."
+            " Set the same flip, or the same recipe, in training and audit.training."
+            for dataset in self.datasets
+            for architecture in self.architectures
+            if len({self.recipe(dataset, architecture, t).get("flip") for t in ("main", "audit")}) > 1
+        ]
+
     def _selector_problems(self) -> list[str]:
+        return [p for key in self.training for p in self._unknown_selectors("training.", [key])]
+
+    def _unknown_selectors(self, where: str, selectors: list[str]) -> list[str]:
         allowed = ["all", *self.datasets, *self.architectures]
         allowed += [f"{d}/{a}" for d in self.datasets for a in self.architectures]
         return [
-            f"training.{key}: no such dataset or architecture in this grid.{nearest(key, allowed)}"
+            f"{where}{key}: no such dataset or architecture in this grid.{nearest(key, allowed)}"
             f" Allowed: {', '.join(allowed)}."
-            for key in self.training
+            for key in selectors
             if key not in allowed
         ]
 
+    def audits(self, dataset: str, architecture: str) -> bool:
+        """Whether the models of a dataset and an architecture have an audit track."""
+        names = {"all", dataset, architecture, f"{dataset}/{architecture}"}
+        return self.audit is not None and (self.audit.only is None or not names.isdisjoint(self.audit.only))
+
     def recipe(self, dataset: str, architecture: str, track: str, training: str = "plain") -> dict[str, Any]:
-        """The training recipe of a model: RECIPE, the dataset's, the overrides, the narrowest last.
+        """The training recipe of a model, as orchestrator/recipes.py puts it together.
 
         training: 'plain', or 'mnemonic' for training with codes, which adds a key of that name.
         """
-        own = catalogue.plugins("datasets")[dataset].constants.get("training", {})
-        recipe = {**RECIPE, **own}
-        for selector in ("all", dataset, architecture, f"{dataset}/{architecture}"):
-            if selector in self.training:
-                recipe |= self.training[selector].model_dump(exclude_none=True)
-        if track == "audit" and self.audit is not None:
-            recipe |= self.audit.training.model_dump(exclude_none=True)
+        selectors = ("all", dataset, architecture, f"{dataset}/{architecture}")
+        overrides = [self.training[selector] for selector in selectors if selector in self.training]
+        if track == "audit" and self.audit is not None and self.audits(dataset, architecture):
+            overrides.append(self.audit.training)
+        given = (override.model_dump(exclude_none=True) for override in overrides)
+        recipe = resolve(catalogue.plugins("datasets")[dataset], given)
         t_mix = recipe.pop("t_mix")
         recipe["version"] = catalogue.training_version("plain")
         if training == "mnemonic":
@@ -275,14 +330,15 @@ def load(path: str) -> Grid:
     try:
         grid = Grid.model_validate(data)
     except ValidationError as error:
-        raise UserError(*_lines(path, error), *_hidden(path, data, error)) from None
-    return _with_hyperparameters(path, grid)
+        raise UserError(*lines(Grid, path, error), *_hidden(path, data, error)) from None
+    return forget_recipes.with_lists(path, _with_hyperparameters(path, grid))
 
 
 def _hidden(path: str, data: dict[str, Any], error: ValidationError) -> list[str]:
     """Mistakes across keys, which show only when the keys that are wrong by themselves are replaced."""
     neutral = {"methods": [], "seeds": 1, "training": {}, "audit": None, "tune": None, "run": {}, "name": ""}
-    neutral |= {"val_fraction": 0.15, "hyperparameters": "default", "augment_unlearning": True}
+    neutral |= {"split": "default", "hyperparameters": "default", "augment_unlearning": True}
+    neutral |= {"val_fraction": VAL_FRACTION, "requests": 1}
     wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
     if not wrong or wrong & {"datasets", "architectures", "forget"}:
         return []
@@ -292,7 +348,7 @@ def _hidden(path: str, data: dict[str, Any], error: ValidationError) -> list[str
             | {key: neutral[key] for key in wrong & neutral.keys()}
         )
     except ValidationError as more:
-        return _lines(path, more)
+        return lines(Grid, path, more)
     return []
 
 
@@ -331,56 +387,3 @@ def _unknown_methods(source: str, values: dict[Any, Any]) -> list[str]:
         for name in values
         if name not in known
     ]
-
-
-# ---- messages --------------------------------------------------------------------------------------------
-
-_SECTIONS: dict[str, type[BaseModel]] = {"audit": Audit, "tune": Tune, "run": Run, "training": Training}
-
-
-def _lines(path: str, error: ValidationError) -> list[str]:
-    lines = []
-    for problem in error.errors():
-        for text in _message(problem).split("\n"):
-            where = _where(problem["loc"])
-            lines.append(f"{path}  {where}: {text}" if where else f"{path}  {text}")
-    return lines
-
-
-def _where(location: tuple[int | str, ...]) -> str:
-    """'methods[2]' for ('methods', 2)."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-def _message(problem: Any) -> str:
-    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
-    if kind == "extra_forbidden":
-        *parents, key = problem["loc"]
-        allowed = _allowed_keys(parents)
-        return f"unknown key.{nearest(str(key), allowed)} Allowed: {', '.join(allowed)}."
-    if kind == "missing":
-        return "missing; every grid needs it."
-    if kind == "value_error":
-        return str(context["error"])
-    bounds = {"greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "more than")}
-    bounds |= {"less_than": ("lt", "less than"), "less_than_equal": ("le", "at most")}
-    if kind in bounds:
-        bound, words = bounds[kind]
-        return f"{value!r} is out of range, {words} {context[bound]:g}."
-    if kind == "too_short":
-        return "empty; name at least one."
-    if kind == "literal_error":
-        return f"{value!r} is not one of {context['expected']}.{nearest(str(value), _literals(context))}"
-    return f"{problem['msg']}, not {value!r}."
-
-
-def _allowed_keys(parents: list[int | str]) -> list[str]:
-    section: type[BaseModel] = _SECTIONS.get(str(parents[-1]), Training) if parents else Grid
-    return list(section.model_fields)
-
-
-def _literals(context: dict[str, Any]) -> list[str]:
-    return re.findall(r"'([^']*)'", str(context["expected"]))

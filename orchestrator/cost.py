@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from orchestrator import catalogue
+from orchestrator import catalogue, requests
 from orchestrator.keys import canonical
 from orchestrator.plan import Plan, Task
 
@@ -48,16 +48,24 @@ def _sizes(dataset: str, members: dict[str, Any], forget: dict[str, Any] | None)
     constants = catalogue.plugins("datasets")[dataset].constants
     pool = constants["pool_size"]
     trained = pool * (1 - members["val_fraction"]) / (2 if members["track"] == "audit" else 1)
-    gone = 0.0 if forget is None else trained * _share(forget, constants["num_classes"])
+    counts = {"pool": pool * (1 - members["val_fraction"]), "members": trained}
+    counts |= {name: constants.get(name, 0) for name in ("num_classes", "num_subclasses")}
+    whole = 0.0 if forget is None else trained * _share(forget, counts)
+    gone, newest = requests.parts(forget) if forget else (0.0, 0.0)  # of a forget set deleted in turn
     val = pool * members["val_fraction"]
-    return {"retain_size": trained - gone, "forget_size": gone, "val_size": val}
+    return {"retain_size": trained - whole * gone, "forget_size": whole * newest, "val_size": val}
 
 
-def _share(forget: dict[str, Any], num_classes: int) -> float:
-    """The share of the members that a recipe forgets; in its formula a list stands for its length."""
-    values = {k: len(v) if isinstance(v, list) else v for k, v in forget["parameters"].items()}
+def _share(forget: dict[str, Any], counts: dict[str, float]) -> float:
+    """The share of the members that a recipe forgets; in its formula a list stands for its length.
+
+    counts: of catalogue.SHARE all but `listed`, which the recipe itself says.
+    """
     recipe = catalogue.plugins("forget")[forget["name"]]
-    return catalogue.formula(recipe.constants["share"], values | {"num_classes": num_classes})
+    values = {name: parameter.default for name, parameter in recipe.parameters.items()} | forget["parameters"]
+    sizes = {k: len(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
+    listed = forget.get("ids", {}).get("count", 0)
+    return catalogue.formula(recipe.constants["share"], sizes | counts | {"listed": listed})
 
 
 def training_images(plan: Plan) -> dict[str, float]:
@@ -69,7 +77,8 @@ def training_images(plan: Plan) -> dict[str, float]:
             known = cell.references(variant.training)
             retrain = {key[0]: of[task] for key, task in known.retrains.items()}  # equal within a track
             for key, task in variant.tasks.items():
-                unshared += of[task] + of[known.bases[key]] + retrain[key[0]]
+                first = plan.starts_from_base(plan.by_id[task])
+                unshared += of[task] + first * of[known.bases[key]] + retrain[key[0]]
     return {"training_images": sum(of.values()), "unshared_training_images": unshared}
 
 

@@ -17,6 +17,7 @@ from orchestrator.store import Store
 PACKAGES = (
     "torch",
     "torchvision",
+    "timm",
     "ray",
     "optuna",
     "pyarrow",

@@ -138,7 +138,7 @@ class _Driver:
 
     def run(self) -> None:
         try:
-            self.session.load_datasets(self._samples)
+            self.session.load_datasets(self._samples, self._try_out)
             while self._fill():
                 self._collect()
                 self._stop_overdue()
@@ -153,15 +153,20 @@ class _Driver:
         actor = self.actor_class.options(num_cpus=self.cpus, num_gpus=self.gpus).remote(self.data)
         return Runner(f"actor-{self.made}", actor, actor.holds.remote())
 
-    def _samples(self, dataset: str) -> dict[str, Any]:
+    def _samples(self, dataset: str, new: bool) -> dict[str, Any]:
+        actor = self.runners[0].actor
         try:
-            return dict(ray.get(self.runners[0].actor.samples.remote(dataset)))
+            facts = dict(ray.get(actor.samples.remote(dataset)))
+            return facts | (dict(ray.get(actor.duplicates.remote(dataset))) if new else {})
         except RayTaskError as error:
             if isinstance(error.cause, FileNotFoundError):
                 raise UserError(str(error.cause)) from None
             raise
         except RayActorError as error:
             raise UserError(f"a worker could not start: {str(error).strip().splitlines()[-1]}") from None
+
+    def _try_out(self, architecture: str, dataset: str) -> str:
+        return str(ray.get(self.runners[0].actor.try_out.remote(architecture, dataset)))
 
     # ---- giving -------------------------------------------------------------------------------------------
 
@@ -179,7 +184,7 @@ class _Driver:
         weights = None if task.base is None else self._weights(task.base)
         if not runner.queue:
             runner.since = time.monotonic()
-        outcome, trained = runner.actor.run_apart.remote({"id": task.id, "spec": task.spec}, weights)
+        outcome, trained = runner.actor.run_apart.remote(self.session.payload(task), weights)
         runner.queue.append(InFlight(task, outcome, trained))
 
     def _weights(self, base: str) -> Any:
@@ -202,7 +207,7 @@ class _Driver:
         flight = runner.queue[0]
         try:
             outcome = ray.get(flight.outcome)
-            outcome.weights = ray.get(flight.weights) if flight.task.kind == "base" else None
+            outcome.weights = ray.get(flight.weights) if flight.task.leaves_model else None
         except RayTaskError as error:  # the worker itself failed, which it never should
             runner.queue.popleft()
             runner.since = time.monotonic()
@@ -231,10 +236,10 @@ class _Driver:
         self._drop_weights(task)
 
     def _drop_weights(self, task: Task) -> None:
-        """Let the weights of the task's base go if this was the last one to need them."""
-        base = task.base or task.id
-        if not self.schedule.needs(base):
-            self.weights.pop(base, None)
+        """Let the weights that a task started from, and its own, go where nobody needs them any more."""
+        for model in (task.base, task.id):
+            if model is not None and not self.schedule.needs(model):
+                self.weights.pop(model, None)
 
     def _retries(self, task: Task) -> int:
         return self.lost.get(task.id, 0) + self.oom.get(task.id, 0)

@@ -22,24 +22,25 @@ def run(session: Session, data: str, time_limit_s: float) -> None:
     from workers.worker import Worker
 
     worker = Worker(data)
-    session.load_datasets(lambda name: load_samples(worker, name))
+    session.load_datasets(lambda name, new: load_samples(worker, name, new), worker.try_out)
     session.progress.running = 1
     while (task := session.schedule.take(RUNNER)) is not None:
         held = task.base is None or task.base in worker.holds()
         weights = None if held else session.store.read_model(str(task.base))
+        payload = session.payload(task)
         try:
             with _limit(time_limit_s):
-                outcome = worker.run({"id": task.id, "spec": task.spec}, weights)
+                outcome = worker.run(payload, weights)
         except TimeLimit as error:  # it struck between the task's own handler and here
             session.failed(task, "timeout", str(error), RUNNER)
             continue
         session.finished(task, outcome, RUNNER)
 
 
-def load_samples(worker: Any, dataset: str) -> dict[str, Any]:
-    """The table samples of a dataset; UserError when its files are missing."""
+def load_samples(worker: Any, dataset: str, new: bool = False) -> dict[str, Any]:
+    """The table samples of a dataset, a new one with its duplicates; UserError when its files are missing."""
     try:
-        return dict(worker.samples(dataset))
+        return dict(worker.samples(dataset)) | (dict(worker.duplicates(dataset)) if new else {})
     except FileNotFoundError as error:
         raise UserError(str(error)) from None
 

@@ -25,7 +25,7 @@ def components(objective: str, row: Row, retrain: Row) -> tuple[float, ...]:
     retrain_distance: |RA − RA_R|, |FA − FA_R|, |VA − VA_R| and 2·|AUC − AUC_R|. paper (arXiv 2410.01276,
     its reference implementation): a third of each accuracy gap, and |MIA − ½|/½, which has no R in it.
     """
-    parts = gaps(row, retrain)
+    parts: tuple[float, ...] = gaps(row, retrain)
     if objective == "paper":
         return (*(gap / 3 for gap in parts[:3]), abs(row["val_mia"] - 0.5) / 0.5)
     return parts

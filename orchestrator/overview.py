@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import catalogue, schema
+from orchestrator import architectures, arithmetic, catalogue, schema
 from orchestrator.cost import TIMED, hours, training_images
 from orchestrator.errors import UserError, nearest
+from orchestrator.parameters import NAMES
 from orchestrator.plan import Plan
 from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store
@@ -42,20 +44,19 @@ def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
         "impossible": [reason for _, reason in plan.impossible],
         "devices": sorted({str(row["device"]) for row in timed}),
         "cells": len(plan.cells),
-        "retrained_bases": sum(task.id in done for task in left),
+        "parts": [asdict(part) for part in arithmetic.parts(plan)],
+        "retrained_bases": sum(task.id in done and task.kind == "base" for task in left),
+        "repeated_requests": sum(task.id in done and task.kind == "unlearn" for task in left),
     }
 
 
 def plan_text(facts: dict[str, Any]) -> str:
     """The plan as a few lines."""
-    saved = max(0, facts["unshared_tasks"] - facts["tasks"])
+    parts = [arithmetic.Part(**part) for part in facts["parts"]]
     lines = [
         f"{facts['tasks']:,} tasks in {facts['cells']:,} cell{'' if facts['cells'] == 1 else 's'}:"
         f" {facts['base']:,} base, {facts['retrain']:,} retrain, {facts['unlearn']:,} unlearn.",
-        *(
-            [f"Without shared bases and retrains: {facts['unshared_tasks']:,}; sharing saves {saved:,}."]
-            * (saved > 0)
-        ),
+        *arithmetic.lines(parts),
         f"{facts['training_images']:,.0f} training images; without sharing"
         f" {facts['unshared_training_images']:,.0f}.",
         f"{facts['done']:,} are done, {facts['tasks'] - facts['done']:,} are left.",
@@ -64,6 +65,10 @@ def plan_text(facts: dict[str, Any]) -> str:
     lines += [f"{count:,} skipped: {reason}." for reason, count in counts.items()]
     if facts["retrained_bases"]:
         lines.append(f"{facts['retrained_bases']:,} bases are trained again: their weights were not kept.")
+    if facts["repeated_requests"]:
+        lines.append(
+            f"{facts['repeated_requests']:,} earlier requests run again: the weights they left were not kept."
+        )
     if facts["tune_trials"]:
         lines.append(
             f"{facts['tune_trials']:,} tuning trials come on top; this version counts them and runs none."
@@ -170,11 +175,12 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
         raise UserError(f"list {kind}: unknown.{nearest(kind, allowed)} Allowed: {', '.join(allowed)}.")
     return [
         {
-            "name": plugin.name,
+            "name": architectures.shown(plugin),
             "label": plugin.label,
             "paper": plugin.paper,
             "version": plugin.version,
             **(_declared(plugin) if kind == "methods" else {}),
+            **(_of_recipe(plugin) if kind == "forget" else {}),
             "summary": plugin.summary,
             "parameters": {name: _parameter(p) for name, p in plugin.parameters.items()},
         }
@@ -188,9 +194,23 @@ def _declared(plugin: catalogue.Plugin) -> dict[str, Any]:
     return facts | {"training": plugin.training, "cost": plugin.constants["cost"]}
 
 
+def _of_recipe(plugin: catalogue.Plugin) -> dict[str, Any]:
+    """What only forget recipes declare; alternatives: parameters of which a grid gives one."""
+    facts = {"scope": plugin.scope, "audit_sets": plugin.audit_sets, "share": plugin.constants["share"]}
+    return facts | {"alternatives": list(plugin.constants.get("alternatives", ()))}
+
+
+AUDIT_SETS = {
+    "many": "audit: as many forget sets per base as the grid says",
+    "one": "audit: one forget set per base",
+    "none": "main track only",
+}
+
+
 def _parameter(parameter: catalogue.Parameter) -> dict[str, Any]:
     default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
     facts = {"default": default, "low": parameter.low, "high": parameter.high, "log": parameter.log}
+    facts |= {"names": True} if parameter.kind == NAMES else {}
     return facts | {"choices": list(parameter.choices)} if parameter.choices else facts
 
 
@@ -208,6 +228,9 @@ def list_text(kind: str, facts: list[dict[str, Any]]) -> str:
         )
         if kind == "methods":
             lines.append(f"    {'; '.join(f'{name} {text}' for name, text in _method_words(row).items())}")
+        if kind == "forget":
+            either = f"; {' or '.join(row['alternatives'])}, not both" if row["alternatives"] else ""
+            lines.append(f"    scope {row['scope']}; {AUDIT_SETS[row['audit_sets']]}{either}")
         lines += [f"    {name} = {p['default']}  ({_range(p)})" for name, p in row["parameters"].items()]
     return re.sub(r" +$", "", "\n".join(lines), flags=re.MULTILINE)
 
@@ -240,6 +263,8 @@ def methods_markdown(facts: list[dict[str, Any]]) -> str:
 def _range(parameter: dict[str, Any]) -> str:
     if "choices" in parameter:
         return "one of " + ", ".join(map(str, parameter["choices"]))
+    if isinstance(parameter["default"], str):
+        return "text"
     if parameter["high"] is None:
-        return f"a list of whole numbers from {parameter['low']}"
+        return f"a list of whole numbers from {parameter['low']}{' or names' * ('names' in parameter)}"
     return f"{parameter['low']} – {parameter['high']}{', log' if parameter['log'] else ''}"

@@ -9,6 +9,7 @@ from orchestrator.catalogue import Parameter
 from orchestrator.errors import nearest
 
 LIST = "tuple[int, ...]"
+NAMES = "tuple[int | str, ...]"  # numbers, or names that stand for them
 
 
 def check_parameters(
@@ -39,6 +40,8 @@ def check_parameters(
 def _typed(kind: str, value: Any) -> Any:
     if kind == "float":
         return float(value)
+    if kind == NAMES:
+        return sorted(_as_list(value), key=lambda of: (isinstance(of, str), of))
     return sorted(_as_list(value)) if kind == LIST else value
 
 
@@ -46,18 +49,20 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _list_problem(value: Any) -> str | None:
-    values = _as_list(value)
-    if not values or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
-        return "is not a whole number of at least 0, nor a list of them."
-    twice = sorted({v for v in values if values.count(v) > 1})
+def _list_problem(value: Any, names: bool) -> str | None:
+    numbers = values = _as_list(value)
+    if names:
+        numbers = [v for v in values if not isinstance(v, str)]
+    if not values or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in numbers):
+        return f"is not a whole number of at least 0{', a name' if names else ''}, nor a list of them."
+    twice = sorted({v for v in values if values.count(v) > 1}, key=str)
     return f"names {twice[0]} twice." if twice else None
 
 
 def _parameter_problem(parameter: Parameter, value: Any, bounded: bool) -> str | None:
     """What is wrong with a value, None if nothing is."""
-    if parameter.kind == LIST:
-        return _list_problem(value)
+    if parameter.kind in (LIST, NAMES):
+        return _list_problem(value, names=parameter.kind == NAMES)
     types: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
     if not isinstance(value, types[parameter.kind]) or (isinstance(value, bool) and parameter.kind != "bool"):
         return f"is not of type {parameter.kind}."

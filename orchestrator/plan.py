@@ -4,6 +4,7 @@ Main track: one fixed split; per seed a base, per forget recipe a retrain and an
 Audit track: per complementary pair two bases; per forget set of a base an unlearn task for each method, and a
 retrain for the first `retrains` of them (spec: attacks, the cross design). A method that needs bases trained
 in another way gets bases and retrains of its own; one that is not made for a forget recipe is not run on it.
+Requests in turn: a cell for each, whose unlearn tasks start from those of the request before.
 """
 
 from __future__ import annotations
@@ -14,17 +15,35 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from orchestrator import catalogue
-from orchestrator.config import Choice, Grid
-from orchestrator.keys import derived_seed, digest, present
+from orchestrator import catalogue, forget_recipes, requests
+from orchestrator.cells import PLAIN, TRACKS, Cell, Key, References, Variant
+from orchestrator.config import Audit, Choice, Grid
+from orchestrator.keys import Digester, derived_seed, digest, present
+
+__all__ = [
+    "PLAIN",
+    "TRACKS",
+    "Cell",
+    "Key",
+    "Plan",
+    "References",
+    "Task",
+    "Variant",
+    "forget_label",
+    "make_plan",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One of base, retrain, unlearn. `spec` holds everything that decides the result; its digest is `id`."""
+    """One of base, retrain, unlearn. `spec` holds everything that decides the result; its digest is `id`.
+
+    after: ids of tasks whose scores it needs, all of which must be done before.
+    """
 
     id: str
     spec: dict[str, Any]
+    after: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -32,8 +51,16 @@ class Task:
 
     @property
     def base(self) -> str | None:
-        """The id of the base an unlearn task starts from, None for the others."""
+        """The id of the task that makes what an unlearn task starts from: a base, or the unlearn task of the
+        request before. None for the others.
+        """
         return self.spec.get("base")
+
+    @property
+    def leaves_model(self) -> bool:
+        """Whether other tasks may start from its model."""
+        forget = self.spec.get("forget")
+        return self.kind == "base" or (self.kind == "unlearn" and requests.goes_on(forget))
 
     def columns(self) -> dict[str, Any]:
         """What the table runs says of a task before it has run."""
@@ -53,59 +80,8 @@ class Task:
         }
 
 
-TRACKS = ("main", "audit")
 SCOPES = {"random": "random samples only", "class": "whole classes only"}
-Key = tuple[str, int, int]  # track, seed (audit track: number of the base), forget set
-
-
-PLAIN = "plain"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method with its hyper-parameters in a cell, and its tasks.
-
-    training: the training recipe of its bases, 'plain' or e.g. 'mnemonic(t_mix=0.3)'. Options of the grid
-    that are not at their neutral value stand among the hyper-parameters.
-    """
-
-    method: str
-    version: int
-    hyperparameters: dict[str, Any]
-    tasks: dict[Key, str]
-    training: str = PLAIN
-
-
-@dataclass(frozen=True)
-class References:
-    """The bases and the retrains of one training recipe. A base has no forget set, so all keys
-    (track, seed, forget set) of one (track, seed) map to the same base.
-    """
-
-    bases: dict[Key, str]
-    retrains: dict[Key, str]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One table of the report: (dataset, architecture, training recipes, forget recipe) and its tasks.
-
-    bases, retrains: those of plain training; `changed` holds those of other training recipes.
-    """
-
-    id: str
-    dataset: str
-    architecture: str
-    forget: str
-    retrains_per_base: int
-    bases: dict[Key, str]
-    retrains: dict[Key, str]
-    variants: list[Variant]
-    changed: dict[str, References] = field(default_factory=dict)
-
-    def references(self, training: str) -> References:
-        """The bases and retrains of a training recipe."""
-        return References(self.bases, self.retrains) if training == PLAIN else self.changed[training]
+SHARED = ("dataset", "architecture", "members", "training", "forget", "method")  # parts of many tasks
 
 
 @dataclass(frozen=True)
@@ -113,12 +89,14 @@ class Plan:
     """All tasks of a grid, every base before what starts from it, and the cells they make up.
 
     impossible: tasks that cannot run, as the method is not made for the forget recipe, with the reason.
+    lists: sample ids that recipes only name, by the hash in the specifications.
     """
 
     grid: Grid
     tasks: list[Task]
     cells: list[Cell]
     impossible: list[tuple[Task, str]] = field(default_factory=list)
+    lists: dict[str, list[int]] = field(default_factory=dict)
 
     @cached_property
     def by_id(self) -> dict[str, Task]:
@@ -130,17 +108,23 @@ class Plan:
 
     def counts(self) -> dict[str, int]:
         """Tasks per kind, tuning trials, and the models it would be without shared bases and retrains."""
-        kinds = Counter(task.kind for task in self.tasks)
+        kinds, tune = Counter(task.kind for task in self.tasks), self.grid.tune
         studies = sum(self.runs(variant) for cell in self.cells for variant in cell.variants)
+        studies //= self.grid.requests  # the requests of a forget set are one study
+        starts = sum(task.kind == "unlearn" and self.starts_from_base(task) for task in self.tasks)
         return {
             "tasks": len(self.tasks),
             "base": kinds["base"],
             "retrain": kinds["retrain"],
             "unlearn": kinds["unlearn"],
             "skipped": len(self.impossible),
-            "tune_trials": studies * self.grid.tune.trials if self.grid.tune else 0,
-            "unshared_tasks": 3 * kinds["unlearn"],
+            "tune_trials": studies * tune.trials * tune.seeds if tune else 0,
+            "unshared_tasks": 2 * kinds["unlearn"] + starts,  # each with a retrain, the first with a base
         }
+
+    def starts_from_base(self, task: Task) -> bool:
+        """Whether an unlearn task is the first after its base, and not a later request."""
+        return task.base is not None and self.by_id[task.base].kind == "base"
 
 
 def _training(spec: dict[str, Any]) -> str:
@@ -151,10 +135,10 @@ def _training(spec: dict[str, Any]) -> str:
 
 
 def forget_label(recipe: dict[str, Any] | None) -> str:
-    """'random(fraction=0.1)' for a forget recipe, '' for none."""
+    """'random(fraction=0.1)' for a forget recipe, with its request if there are several; '' for none."""
     if recipe is None:
         return ""
-    return f"{recipe['name']}({_inside(recipe['parameters'])})"
+    return f"{recipe['name']}({_inside(forget_recipes.shown(recipe))}){requests.words(recipe)}"
 
 
 def _inside(values: dict[str, Any]) -> str:
@@ -168,19 +152,21 @@ def make_plan(grid: Grid) -> Plan:
     impossible: dict[str, tuple[Task, str]] = {}
     for dataset in grid.datasets:
         for architecture in grid.architectures:
-            builder = _Builder(grid, dataset, architecture)
-            cells += [builder.cell(choice) for choice in grid.forget]
+            builder = Builder(grid, dataset, architecture)
+            cells += [cell for choice in grid.forget for cell in builder.cells(choice)]
             tasks |= builder.tasks
             impossible |= builder.impossible
-    return Plan(grid, list(tasks.values()), cells, list(impossible.values()))
+    return Plan(grid, list(tasks.values()), cells, list(impossible.values()), forget_recipes.lists(grid))
 
 
-class _Builder:
+class Builder:
     """Makes the tasks of one (dataset, architecture); equal tasks of several cells are one."""
 
     def __init__(self, grid: Grid, dataset: str, architecture: str) -> None:
         self.grid, self.dataset, self.architecture = grid, dataset, architecture
         self.tasks: dict[str, Task] = {}
+        self.digester = Digester(SHARED)
+        self._recipes: dict[tuple[str, str], dict[str, Any]] = {}
         self.impossible: dict[str, tuple[Task, str]] = {}
         self.common = {
             "dataset": _versioned("datasets", dataset),
@@ -188,21 +174,41 @@ class _Builder:
         }
         self.recipes = {track: grid.recipe(dataset, architecture, track) for track in TRACKS}
         self.methods = {choice.name: _with_defaults("methods", choice) for choice in grid.methods}
-        audit = grid.audit  # scored beyond φ of the image as it is, on the audit track
+        audit = grid.audit if grid.audits(dataset, architecture) else None
+        self.audit = audit  # what is scored beyond φ of the image as it is, on the audit track:
         further = {"views": audit.views, "columns": sorted(set(audit.columns)) or None} if audit else {}
         self.scored = present(further)
 
-    def add(self, spec: dict[str, Any]) -> str:
-        task = Task(digest(spec), spec)
+    def recipe(self, track: str, training: str) -> dict[str, Any]:
+        """The training recipe of a track; the same object each time, so that it is turned into text once."""
+        known = self._recipes.get((track, training))
+        if known is None:
+            known = self.grid.recipe(self.dataset, self.architecture, track, training)
+            self._recipes[track, training] = known
+        return known
+
+    def add(self, spec: dict[str, Any], after: tuple[str, ...] = ()) -> str:
+        task = Task(self.digester.digest(spec), spec, after)
         self.tasks.setdefault(task.id, task)
         return task.id
 
-    def cell(self, choice: Choice) -> Cell:
-        forget = _with_defaults("forget", choice)
+    def cells(self, choice: Choice) -> list[Cell]:
+        """A cell for each request of a forget recipe, in order."""
+        made: list[Cell] = []
+        for request in requests.of_grid(self.grid.requests):
+            made.append(self.cell(choice, request, made[-1] if made else None))
+        return made
+
+    def cell(self, choice: Choice, request: requests.Request | None, before: Cell | None) -> Cell:
+        """The cell of a request, whose methods go on with the models of the request before."""
+        forget = present({**forget_recipes.specification(self.dataset, choice), "request": request})
         constants = catalogue.plugins("forget")[choice.name].constants
+        after = self._audit_bases() if choice.name == "memorised" else ()
+        forget |= {"bases": digest(after)} if after else {}
         identity = {**self.common, "recipes": self.recipes, "forget": forget, "val": self.grid.val_fraction}
+        identity |= self._split()
         sets = self._forget_sets(choice.name)
-        wanted = self.grid.audit.retrains_per_base if self.grid.audit else 0
+        wanted = self.audit.retrains_per_base if self.audit else 0
         cell = Cell(
             id=digest(identity),
             dataset=self.dataset,
@@ -216,23 +222,43 @@ class _Builder:
         fitting: dict[str, list[Variant]] = {PLAIN: []}  # by the training recipe that they need
         for name in self.methods:
             method = catalogue.plugins("methods")[name]
-            variant = self._variant(method)
+            variant = self.variant(method)
             cell.variants.append(variant)
-            if method.scope in ("both", constants["scope"]):
-                fitting.setdefault(method.training, []).append(variant)
+            if method.scope not in ("both", constants["scope"]):
+                reason = f"forgets {SCOPES[method.scope]}, and the forget recipe is {forget_label(forget)}"
+                self._skip(variant, forget, reason)
+            elif request is not None and method.once:
+                self._skip(variant, forget, requests.ONCE.format(count=request["of"]))
             else:
-                self._skip(variant, forget, method.scope)
-        for place in self._places(sets):
+                fitting.setdefault(method.training, []).append(variant)
+        parents = {variant.method: variant.tasks for variant in before.variants} if before else {}
+        for place in self._places(sets, forget):
             for training, variants in fitting.items():
-                self._fill(cell, forget, place, training, variants)
+                here = [v for v in variants if place.fixed or self._audited(v)]
+                if here or training == PLAIN:
+                    self.fill(cell, forget, place, training, here, parents, after)
         return cell
 
-    def _forget_sets(self, forget: str) -> int:
-        """Forget sets per base of the audit track: one where whole classes go."""
-        whole = catalogue.plugins("forget")[forget].scope == "class"
-        return 0 if self.grid.audit is None else 1 if whole else self.grid.audit.forget_sets
+    def _audited(self, variant: Variant) -> bool:
+        """Whether a method is among those the grid audits."""
+        return self.audit is not None and (self.audit.methods is None or variant.method in self.audit.methods)
 
-    def _variant(self, method: catalogue.Plugin) -> Variant:
+    def _split(self) -> dict[str, Any]:
+        """What a split other than Lethe's own adds to the recipe of the members; raise the version when
+        workers/designs.py makes other sets of it.
+        """
+        return {} if self.grid.split == "default" else {"split": {"name": self.grid.split, "version": 1}}
+
+    def _forget_sets(self, forget: str) -> int:
+        """Forget sets per base of the audit track: one where e.g. whole classes go."""
+        many = 0 if self.audit is None else self.audit.forget_sets
+        return {"many": many, "one": min(many, 1), "none": 0}[catalogue.plugins("forget")[forget].audit_sets]
+
+    def _audit_bases(self) -> tuple[str, ...]:
+        """The bases of the audit track with plain training, which are added where they are not there yet."""
+        return tuple(self._base(place, PLAIN) for place in self._audit_places(self.grid.audit, 1, {}))
+
+    def variant(self, method: catalogue.Plugin) -> Variant:
         values = self.methods[method.name]["hyperparameters"]
         augment = {} if self.grid.augment_unlearning else {"augment": False}
         return Variant(method.name, method.version, values | augment, {}, self._training(method.training))
@@ -241,41 +267,72 @@ class _Builder:
         """The label of a training recipe, which tells bases apart that were trained in different ways."""
         if name == PLAIN:
             return PLAIN
-        of = {t: self.grid.recipe(self.dataset, self.architecture, t, name)[name] for t in TRACKS}
+        of = {t: self.recipe(t, name)[name] for t in TRACKS}
         label, audited = _inside(of["main"]), _inside(of["audit"])
         version = "" if of["main"]["version"] == 1 else f", version={of['main']['version']}"
         return f"{name}({label}{'' if audited == label else f', audit {audited}'}{version})"
 
-    def _skip(self, variant: Variant, forget: dict[str, Any], scope: str) -> None:
+    def _skip(self, variant: Variant, forget: dict[str, Any], reason: str) -> None:
         """Note that a method cannot run on a forget recipe, as a task for each seed of the main track."""
-        reason = f"{variant.method} forgets {SCOPES[scope]}, and the forget recipe is {forget_label(forget)}"
-        for place in self._places(0):
+        for place in self._places(0, forget):
             spec = {**self.common, "members": place.members, "seed": place.seed, "kind": "unlearn"}
             spec |= {"forget": forget, "method": self.methods[variant.method]}
             task = Task(digest(spec), spec)
             variant.tasks[place.track, place.seed, 0] = task.id
-            self.impossible[task.id] = (task, reason)
+            self.impossible[task.id] = (task, f"{variant.method} {reason}")
 
-    def _places(self, audit_sets: int) -> Iterator[_Place]:
-        val = {"val_fraction": self.grid.val_fraction}
+    def _places(self, audit_sets: int, forget: dict[str, Any]) -> Iterator[Place]:
         for seed in self.grid.seeds:
-            yield _Place("main", seed, {"track": "main", **val}, 1, True)
-        audit = self.grid.audit
-        for base in range(2 * audit.pairs if audit and audit_sets else 0):
-            members = {"track": "audit", **val, "pair": base // 2, "half": base % 2}
-            yield _Place("audit", base, members, audit_sets, False)
+            yield Place("main", seed, {"track": "main", **self._val(forget)}, 1, True)
+        yield from self._audit_places(self.audit if audit_sets else None, audit_sets, forget)
 
-    def _fill(
-        self, cell: Cell, forget: dict[str, Any], place: _Place, training: str, variants: list[Variant]
-    ) -> None:
-        """Add the base of one place and training recipe, and everything that starts from its members."""
-        names = (self.dataset, self.architecture, place.track, place.seed)
-        recipe = self.grid.recipe(self.dataset, self.architecture, place.track, training)
+    def _val(self, forget: dict[str, Any]) -> dict[str, Any]:
+        """Who is for validation. Listed samples never are, so that their bases are others."""
+        listed = {"listed": forget["ids"]["sha256"]} if "ids" in forget else {}
+        return {"val_fraction": self.grid.val_fraction} | self._split() | listed
+
+    def _audit_places(self, audit: Audit | None, sets: int, forget: dict[str, Any]) -> Iterator[Place]:
+        for base in range(2 * audit.pairs if audit else 0):
+            members = {"track": "audit", **self._val(forget), "pair": base // 2, "half": base % 2}
+            yield Place("audit", base, members, sets, False)
+
+    def _names(self, place: Place) -> tuple[Any, ...]:
+        return (self.dataset, self.architecture, place.track, place.seed)
+
+    def _common(self, place: Place) -> dict[str, Any]:
+        """What the specifications of all tasks of one place share."""
         scored = {} if place.fixed else self.scored
-        common = {**self.common, **scored, "members": place.members, "seed": place.seed}
+        return {**self.common, **scored, "members": place.members, "seed": place.seed}
+
+    def _base_seeds(self, place: Place, training: str) -> dict[str, int]:
+        names = self._names(place)
         codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
-        seeds = {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
-        base = self.add({**common, "kind": "base", "training": recipe, "seeds": seeds})
+        return {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
+
+    def _base(self, place: Place, training: str) -> str:
+        """Add the base of one place and training recipe."""
+        recipe = self.recipe(place.track, training)
+        seeds = self._base_seeds(place, training)
+        return self.add({**self._common(place), "kind": "base", "training": recipe, "seeds": seeds})
+
+    def fill(
+        self,
+        cell: Cell,
+        forget: dict[str, Any],
+        place: Place,
+        training: str,
+        variants: list[Variant],
+        parents: dict[str, dict[Key, str]],
+        after: tuple[str, ...],
+    ) -> None:
+        """Add the base of one place and training recipe, and everything that starts from its members.
+
+        parents: the tasks of the request before, by method; empty for the first. after: see Task.
+        """
+        names, common = self._names(place), self._common(place)
+        recipe = self.recipe(place.track, training)
+        base, seeds = self._base(place, training), self._base_seeds(place, training)
+        codes = {"codes": seeds["codes"]} if "codes" in seeds else {}
         references = cell.references(PLAIN)
         if training != PLAIN:
             references = cell.changed.setdefault(variants[0].training, References({}, {}))
@@ -286,25 +343,29 @@ class _Builder:
             references.bases[key] = base
             if place.fixed or index < cell.retrains_per_base:
                 own = self._retrain_seeds(names, index, place, seeds) | codes
+                without = requests.for_retrain(chosen)
                 references.retrains[key] = self.add(
-                    {**common, "kind": "retrain", "forget": chosen, "training": recipe, "seeds": own}
+                    {**common, "kind": "retrain", "forget": without, "training": recipe, "seeds": own}, after
                 )
-            starts = {**common, "base": base, "precision": recipe["precision"], "forget": chosen}
+            starts = {**common, "precision": recipe["precision"], "forget": chosen}
+            starts |= present({"flip": recipe.get("flip")})
             for variant in variants:
                 own = {"unlearn": derived_seed("unlearn", *names, cell.forget, index, variant.method)}
                 variant.tasks[key] = self.add(
                     {
                         **starts,
+                        "base": parents[variant.method][key] if parents else base,
                         "kind": "unlearn",
                         "augment": recipe["augment"] and self.grid.augment_unlearning,
                         "method": self.methods[variant.method],
                         "seeds": own,
-                    }
+                    },
+                    after,
                 )
 
     @staticmethod
     def _retrain_seeds(
-        names: tuple[Any, ...], index: int, place: _Place, base_seeds: dict[str, int]
+        names: tuple[Any, ...], index: int, place: Place, base_seeds: dict[str, int]
     ) -> dict[str, int]:
         """On the main track a retrain starts from its base's initial weights, as in the paper; else from its
         own.
@@ -315,7 +376,7 @@ class _Builder:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """One base to be: its track, its number, who its members are and how many forget sets it has."""
 
     track: str
@@ -326,7 +387,7 @@ class _Place:
 
 
 def _versioned(kind: str, name: str) -> dict[str, Any]:
-    return {"name": name, "version": catalogue.plugins(kind)[name].version}
+    return {"name": name, "version": catalogue.version_of(kind, name)}
 
 
 def _with_defaults(kind: str, choice: Choice) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from orchestrator import figures, report_audit, report_card
 from orchestrator.report_card import ENOUGH_PAIRS, TOO_NARROW, Card
 from orchestrator.report_columns import COLUMNS, Column
+from orchestrator.report_duplicates import lines as told
 from orchestrator.report_rank import RULE
 from orchestrator.report_rows import CellReport, Entry, Report, collect, flat
 from orchestrator.report_tables import FURTHER
@@ -185,7 +186,7 @@ def _markdown_cell(cell: CellReport, card: Card) -> str:
     lines = [f"## {_md(title(cell))}", "", f"{caption(cell)} Cell `{cell.cell.id}`.", ""]
     used = columns(cell)
     lines += _md_table(cell, used)
-    lines += [f"\n{_md(line)}" for line in prices(cell)]
+    lines += [f"\n{_md(line)}" for line in (*prices(cell), *told(cell.cell.dataset, cell.duplicates))]
     for heading, used in further(cell):
         lines += ["", f"### {_md(heading)}", "", *_md_table(cell, used)]
     failed = failures(cell)
@@ -339,7 +340,7 @@ def _html_cell(cell: CellReport, card: Card) -> dict[str, Any]:
         "caption": caption(cell),
         **_html_table(cell, columns(cell)),
         "further": [_html_table(cell, used) | {"title": heading} for heading, used in further(cell)],
-        "prices": prices(cell),
+        "prices": [*prices(cell), *told(cell.cell.dataset, cell.duplicates)],
         "failures": failures(cell),
         "figures": figures.of_cell(cell),
         "exposed": _exposed(cell),

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestrator import report_duplicates
 from orchestrator.audit import Row, rows_of
 from orchestrator.figures_roc import RESOLVED
 from orchestrator.keys import canonical, digest
@@ -82,6 +83,7 @@ def _card(store: Store, report: Report, found: CellReport) -> Card:
         "tasks": {"hash": digest(sorted(tasks)), "statuses": _statuses(tasks, report.runs)},
         "rows": _rows(found.entries, rows, report.runs),
         "compared": COMPARED,
+        "duplicates": found.duplicates,
         "attacks": sorted({attack for entry in found.entries for attack in entry.attacks}),
         "plans": [_without(plan, "cells") for plan in report.provenance["plans"] if cell.id in plan["cells"]],
         "commits": _distinct(runs, "commit"),
@@ -243,6 +245,8 @@ def facts(card: Card) -> Facts:
         "Attacks": [", ".join(f"{name} {version}" for name, version in card["attacks"])]
         * bool(card["attacks"]),
         "Not shown": card["not_shown"],
+        "Duplicates": report_duplicates.lines(card["dataset"], card["duplicates"])
+        or [report_duplicates.UNKNOWN],
         "Runs": [_counts(card["tasks"]["statuses"])],
         "Not done": [
             f"{row['label']}: {_counts(_without(row['statuses'], 'done'))}"

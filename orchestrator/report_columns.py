@@ -58,7 +58,7 @@ COLUMNS = (
         "indisc",
         "Indisc",
         "1 − |2·accuracy − 1| of a loss threshold that tells forget set from test set (from the test samples"
-        " of the same classes, where whole classes were forgotten); 1 is best",
+        " of the same kind, where whole classes or subclasses were forgotten); 1 is best",
     ),
     Column(
         "rte",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from attacks import population_loss, ulira
-from orchestrator import audit, catalogue, plans, report_attacks, report_audit, report_rank
+from orchestrator import audit, catalogue, plans, report_attacks, report_audit, report_duplicates, report_rank
 from orchestrator.audit import Reader, Row, rows_of
 from orchestrator.keys import canonical, digest
 from orchestrator.plan import PLAIN, Cell, Key
@@ -62,6 +62,7 @@ class CellReport:
 
     cell: Cell
     entries: list[Entry]
+    duplicates: dict[str, Any] | None = None  # report_duplicates.of_cell
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -136,7 +137,7 @@ def _cell_report(ledger: Ledger, cell: Cell, audits: Audits) -> CellReport:
         entry.row["indisc_retrain"] = retrain["indisc"]
         entry.row["flags"] = report_rank.flags(entry.row)
     report_rank.rank([entry.row for entry in entries])
-    return CellReport(cell, sorted(entries, key=_place))
+    return CellReport(cell, sorted(entries, key=_place), report_duplicates.of_cell(ledger.reader, cell))
 
 
 def _place(entry: Entry) -> tuple[int, float]:

@@ -1,7 +1,9 @@
 """What runs next, and where: pure bookkeeping over the plan and the ledger, the same for Ray and inline runs.
 
 Unlearn tasks wait for their base and then go to the runner that holds it; idle runners train, and take over
-waiting unlearn tasks when there is nothing left to train.
+waiting unlearn tasks when there is nothing left to train. Where requests follow each other, what is said of a
+base holds for the unlearn task before, too: the next one starts from the model it left. Tasks that need the
+scores of others are held back until these are done.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 
+from orchestrator.held import Held, parents_of
 from orchestrator.plan import Task
 
 FAILURES = ("oom", "diverged", "timeout", "bug", "lost_worker", "skipped")
@@ -18,7 +21,8 @@ class Schedule:
     """The tasks of a plan that still have to run.
 
     statuses: how tasks of the ledger ended, by id. retry: failures to run again. has_model: whether the
-    weights of a finished base are still there; a base whose weights are gone but needed is trained again.
+    weights of a finished base are still there; a base whose weights are gone but needed is trained again, a
+    predecessor is run again, with all before it whose weights are gone.
     """
 
     def __init__(
@@ -43,46 +47,56 @@ class Schedule:
         for task in tasks:  # a base is needed by later runs too
             if task.base is not None and task.id in later:
                 self._children[task.base] = self._children.get(task.base, 0) + 1
-        self._sort_in(tasks, chosen, statuses, has_model)
+        self._held = Held(tasks, chosen, statuses)
+        self._by_id = {task.id: task for task in tasks}
+        self._made: set[str] = set()  # tasks done in this run
+        self._statuses, self._has_model = dict(statuses), lambda base: base in self._made or has_model(base)
+        for task in self._held.tasks():
+            if task.base is not None:
+                self._children[task.base] = self._children.get(task.base, 0) + 1
+        self._sort_in(tasks, chosen - {task.id for task in self._held.tasks()}, statuses, has_model)
+        self.total = self.left = 0
+        self.skipped += self._release({})
         self.total = self.left = len(self)
 
     def __len__(self) -> int:
-        groups = [*self._ready.values(), *self._waiting.values()]
+        groups = [*self._ready.values(), *self._waiting.values(), self._held.tasks()]
         return len(self._train) + sum(map(len, groups))
 
     def _sort_in(
         self, tasks: list[Task], todo: set[str], statuses: dict[str, str], has_model: Callable[[str], bool]
     ) -> None:
         by_id = {task.id: task for task in tasks}
+        todo = todo | _made_again(tasks, todo, statuses, has_model)
         training = [task for task in tasks if task.id in todo and task.kind != "unlearn"]
-        in_training = {task.id for task in training}
+        reasons: dict[str, str] = {}  # why tasks cannot run
         for task in tasks:
             base = task.base
             if task.id not in todo or base is None:
                 continue
-            if base in in_training or base in self._waiting:
+            if base in reasons:
+                reasons[task.id] = reasons[base]
+            elif base in todo or base in self._waiting:
                 self._waiting.setdefault(base, []).append(task)
-            elif base in self._ready:
-                self._ready[base].append(task)
-            elif statuses.get(base) == "done" and has_model(base):
-                self._ready[base] = deque([task])
             elif statuses.get(base) == "done":
-                training.append(by_id[base])  # its weights are gone
-                self._waiting[base] = [task]
+                self._ready.setdefault(base, deque()).append(task)
             else:
-                self.skipped.append((task, f"its base {base} is {statuses.get(base, 'missing')}"))
-                continue
-            self._children[base] = self._children.get(base, 0) + 1
+                reasons[task.id] = _reason(by_id.get(base), base, statuses.get(base, "missing"))
+            if task.id in reasons:
+                self.skipped.append((task, reasons[task.id]))
+            else:
+                self._children[base] = self._children.get(base, 0) + 1
         self._train.extend(sorted(training, key=lambda task: task.kind != "base"))
 
     def pending(self) -> list[Task]:
         """The tasks that have not been taken."""
-        groups = [self._train, *self._ready.values(), *self._waiting.values()]
+        groups = [self._train, *self._ready.values(), *self._waiting.values(), self._held.tasks()]
         return [task for group in groups for task in group]
 
     def take(self, runner: str) -> Task | None:
         """The next task for a runner, or None if it has to wait."""
-        base = next((base for base, owner in self._owner.items() if owner == runner), None)
+        mine = [base for base, owner in self._owner.items() if owner == runner]
+        base = mine[-1] if mine else None  # the newest first, so that few models wait to be gone on from
         if base is None:
             base = next((base for base in self._ready if base not in self._owner), None)
             if base is not None:
@@ -111,19 +125,75 @@ class Schedule:
 
     def finish(self, task: Task, status: str, runner: str) -> list[tuple[Task, str]]:
         """Note how a task ended; returns the tasks that cannot run because of it, with the reason."""
+        skipped = self._finish(task, status, runner)
+        self._made |= {task.id} if status == "done" else set()
+        return skipped + self._release({task.id: status} | {child.id: "skipped" for child, _ in skipped})
+
+    def add(self, tasks: Iterable[Task]) -> list[tuple[Task, str]]:
+        """Take in tasks that were not known before; returns those that cannot run, with the reason."""
+        new = {task.id: task for task in tasks}
+        self._by_id |= new
+        before, skipped = len(self), len(self.skipped)
+        self._sort_in(self._with_bases(list(new.values())), set(new), self._statuses, self._has_model)
+        self.total, self.left = self.total + len(self) - before, self.left + len(self) - before
+        lost = self.skipped[skipped:]
+        del self.skipped[skipped:]
+        return lost
+
+    def _release(self, ended: dict[str, str]) -> list[tuple[Task, str]]:
+        """Let the tasks go that were held back for some that ended; returns those that cannot run, with the
+        reason.
+        """
+        self._statuses |= ended
+        free, lost = self._held.ended(ended)
+        for task in [*free, *(task for task, _ in lost)]:
+            if task.base in self._children:
+                self._children[task.base] -= 1
+        self.left -= len(lost)
+        if free:
+            before, skipped = len(self), len(self.skipped)
+            self._sort_in(self._with_bases(free), {task.id for task in free}, self._statuses, self._has_model)
+            lost += self.skipped[skipped:]
+            again = len(self) - before - len(free)  # bases whose weights are gone, less what cannot run
+            self.left += again
+            self.total += max(0, again)
+            del self.skipped[skipped:]
+        return lost
+
+    def _with_bases(self, tasks: list[Task]) -> list[Task]:
+        """The tasks, each after all that it starts from."""
+        found: dict[str, Task] = {}
+        for task in tasks:
+            line = [task]
+            while (base := line[-1].base) is not None and base in self._by_id:
+                line.append(self._by_id[base])
+            found |= {one.id: one for one in reversed(line)}
+        return list(found.values())
+
+    def _finish(self, task: Task, status: str, runner: str) -> list[tuple[Task, str]]:
         self.left -= 1
         if task.base is not None:
             self._children[task.base] -= 1
-            return []
-        waiting = self._waiting.pop(task.id, [])
-        if status == "done":
-            if waiting:
-                self._ready[task.id] = deque(waiting)
-                self._owner[task.id] = runner
-            return []
-        self.left -= len(waiting)
-        self._children.pop(task.id, None)
-        return [(child, f"its base {task.id} is {status}") for child in waiting]
+        if status != "done":
+            skipped = self._drop(task.id)
+            self.left -= len(skipped)
+            return [(child, _reason(task, task.id, status)) for child in skipped]
+        if waiting := self._waiting.pop(task.id, []):
+            self._ready[task.id] = deque(waiting)
+            self._owner[task.id] = runner
+        return []
+
+    def _drop(self, failed: str) -> list[Task]:
+        """Take out what waits for a task that failed, and what waits for that."""
+        dropped: list[Task] = []
+        bases = deque([failed])
+        while bases:
+            base = bases.popleft()
+            self._children.pop(base, None)
+            waiting = self._waiting.pop(base, [])
+            dropped += waiting
+            bases.extend(task.id for task in waiting)
+        return dropped
 
     def forget_runner(self, runner: str) -> None:
         """A runner is gone: what it held belongs to nobody."""
@@ -138,11 +208,35 @@ def _to_run(tasks: list[Task], statuses: dict[str, str], retry: Collection[str])
     """Ids without a row, with a failure to be retried, or skipped for a base that is done or runs again."""
     todo = {task.id for task in tasks if task.id not in statuses or statuses[task.id] in retry}
     for task in tasks:
-        if task.base is not None and statuses.get(task.id) == "skipped":
-            base_is_there = task.base in todo or statuses.get(task.base) == "done"
-            if base_is_there:
-                todo.add(task.id)
+        parents = parents_of(task)
+        there = all(parent in todo or statuses.get(parent) == "done" for parent in parents)
+        if parents and there and statuses.get(task.id) == "skipped":
+            todo.add(task.id)
     return todo
+
+
+def _made_again(
+    tasks: list[Task], todo: set[str], statuses: dict[str, str], has_model: Callable[[str], bool]
+) -> set[str]:
+    """Finished tasks whose weights are gone and from which a task that runs, or one of these, starts."""
+    again: set[str] = set()
+    there: dict[str, bool] = {}  # each is looked up once
+    for task in reversed(tasks):  # a base stands before its children
+        base = task.base
+        if base is None or base in todo or statuses.get(base) != "done":
+            continue
+        if task.id in todo or task.id in again:
+            if base not in there:
+                there[base] = has_model(base)
+            if not there[base]:
+                again.add(base)
+    return again
+
+
+def _reason(base: Task | None, name: str, status: str) -> str:
+    """Why a task cannot run that starts, at once or at last, from this one."""
+    what = "predecessor" if base is not None and base.kind == "unlearn" else "base"
+    return f"its {what} {name} is {status}"
 
 
 def _limited(tasks: list[Task], todo: set[str], limit: int) -> set[str]:

@@ -63,6 +63,7 @@ RUNS = (
     ),
     Column("ra", _f64, "fraction", "accuracy on the retain set"),
     Column("fa", _f64, "fraction", "accuracy on the forget set"),
+    Column("fa_new", _f64, "fraction", "of requests in turn: accuracy on what the newest one deletes"),
     Column("va", _f64, "fraction", "accuracy on the validation set"),
     Column("ta", _f64, "fraction", "accuracy on the test set"),
     Column(
@@ -105,12 +106,16 @@ RUNS = (
     ),
     Column("versions", _text, "", "JSON: versions of lethe, python, torch, numpy"),
     Column(
-        "members_sha256", _text, "", "hash of the real indices the model was trained on before forgetting"
+        "members_sha256",
+        _text,
+        "",
+        "hash of the real indices the model was trained on before forgetting; less those of earlier requests",
     ),
     Column("dataset_sha256", _text, "", "hash of the dataset's images and labels"),
     Column(
         "weights_sha256", _text, "", "base: hash of its weights; unlearn: hash of the weights it started from"
     ),
+    Column("left_sha256", _text, "", "unlearn, if another request follows: hash of the weights it left"),
     Column(
         "part",
         _text,
@@ -148,7 +153,20 @@ SAMPLES = (
     Column("sample_id", _i32, "", "position of the sample: the pool first, then the test set"),
     Column("split", _text, "", "pool or test"),
     Column("label", _i16, "", "class"),
+    Column("subclass", _i16, "", "part of the class; null where the dataset knows none"),
     Column("sha256", pa.binary(32), "", "hash of the raw pixels and the label"),
+    Column(
+        "dup_exact",
+        _i32,
+        "",
+        "cluster of samples with equal pixels: its smallest sample id; -1: no other one; null in older results",
+    ),
+    Column(
+        "dup_near",
+        _i32,
+        "",
+        "cluster of near-duplicates, equal ones among them (docs/duplicates.md), likewise",
+    ),
 )
 
 DESIGNS = (

@@ -16,11 +16,13 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator import __version__, schema
+from orchestrator.architectures import requires
 from orchestrator.errors import UserError
 from orchestrator.keys import canonical
 from orchestrator.lock import Lock
 from orchestrator.plan import Plan, Task
 from orchestrator.provenance import commit
+from orchestrator.sample_lists import SampleLists
 from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store, new_part, score_facts, score_folder, score_rows
 
@@ -72,6 +74,7 @@ class Session:
         self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total)
         self.note(aside)
+        self._lists = SampleLists(plan, store)
         self._rows: list[dict[str, Any]] = []
         self._scores: dict[str, list[dict[str, Any]]] = {}
         self._new_designs: list[dict[str, Any]] = []
@@ -107,6 +110,10 @@ class Session:
 
     # ---- the life of a task -------------------------------------------------------------------------------
 
+    def payload(self, task: Task) -> dict[str, Any]:
+        """What a worker gets of a task: its id, its specification and the lists of samples this names."""
+        return self._lists.payload(task, self.flush)
+
     def finished(self, task: Task, outcome: Any, runner: str, retries: int = 0) -> None:
         """Record the Outcome of a task (workers/run_task.py), and what cannot run because of it."""
         if outcome.weights is not None:
@@ -116,9 +123,10 @@ class Session:
         for child, reason in self.schedule.finish(task, outcome.status, runner):
             self._record(child, "skipped", reason)
             self._count("skipped")
-        base = task.base or (task.id if task.kind == "base" else None)
-        if base is not None and not self.schedule.needs(base) and not self.keep_models:
-            self._to_delete.add(base)
+        for model in (task.base, task.id if task.leaves_model else None):
+            if model is not None and not self.schedule.needs(model) and not self.keep_models:
+                self._to_delete.add(model)
+        self.progress.total = self.schedule.total
         self.flush_if_due()
         self.display(self.progress)
 
@@ -187,18 +195,36 @@ class Session:
         models = {row["task_id"] for row in scores}
         made = [row for row in self._rows if row["task_id"] in models]
         views = 1 + max(row["view"] for row in scores)
-        return score_facts(made[0]["dataset"], views, (row["versions"] for row in made))
+        specs = (json.loads(row["spec"]) for row in made)
+        return score_facts(made[0]["dataset"], views, (row["versions"] for row in made), specs)
 
-    def load_datasets(self, load: Callable[[str], dict[str, Any]]) -> None:
-        """Write the table samples of all datasets of the grid; nothing is written if one cannot be loaded."""
-        loaded = {name: load(name) for name in self.plan.grid.datasets}
+    def load_datasets(
+        self, load: Callable[[str, bool], dict[str, Any]], try_out: Callable[[str, str], str]
+    ) -> None:
+        """Write the table samples of all datasets of the grid; nothing is written if one cannot be loaded, or
+        if an architecture cannot take its images.
+
+        load: name, and whether the table samples lacks it, so that its duplicates are wanted -> its facts.
+        try_out: why an architecture cannot take a dataset's images, '' where it can.
+        """
+        loaded = {name: load(name, not self._known_samples(name)) for name in self.plan.grid.datasets}
+        self._try_architectures(try_out)
         for name, facts in loaded.items():
             self.write_samples(name, facts)
 
+    def _try_architectures(self, try_out: Callable[[str, str], str]) -> None:
+        """UserError with a line for each architecture of another package that does not do."""
+        grid = self.plan.grid
+        pairs = [
+            (name, dataset) for name in grid.architectures if requires(name) for dataset in grid.datasets
+        ]
+        problems = [f"{dataset}  {line}" for name, dataset in pairs if (line := try_out(name, dataset))]
+        if problems:
+            raise UserError(*problems)
+
     def write_samples(self, dataset: str, facts: dict[str, Any]) -> None:
         """Write the table samples of a dataset once; refuse data that differ from those of earlier runs."""
-        folder = f"dataset={dataset}"
-        known = self.store.read_table("samples", ["sha256"], folder)["sha256"].to_pylist()
+        known = self._known_samples(dataset)
         if known:
             if known != facts["sha256"]:
                 raise UserError(
@@ -207,15 +233,23 @@ class Session:
                 )
             return
         count, n_pool = len(facts["labels"]), facts["n_pool"]
+        has_parts = facts.get("subclasses") is not None
         table = pa.table(
             {
                 "sample_id": range(count),
                 "split": ["pool"] * n_pool + ["test"] * (count - n_pool),
                 "label": facts["labels"],
+                "subclass": pa.array(facts.get("subclasses"), pa.int16()) if has_parts else pa.nulls(count),
                 "sha256": facts["sha256"],
+                **{name: facts.get(name, pa.nulls(count)) for name in ("dup_exact", "dup_near")},
             }
         ).cast(schema.arrow("samples"))
-        self.store.write_part("samples", table, new_part(), folder)
+        self.store.write_part("samples", table, new_part(), f"dataset={dataset}")
+
+    def _known_samples(self, dataset: str) -> list[bytes]:
+        """The hashes of a dataset's samples in the table samples; empty if it is not there yet."""
+        found = self.store.read_table("samples", ["sha256"], f"dataset={dataset}")
+        return list(found["sha256"].to_pylist())
 
 
 @dataclass

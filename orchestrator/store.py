@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from pyarrow import fs
 
 from orchestrator import atomic, catalogue, parquet, schema
 from orchestrator.errors import UserError
-from workers.views import views_of
+from workers.views import mirrors, views_of
 
 MARKER = "lethe.json"
 ASIDE = "aside"
@@ -321,8 +322,11 @@ def _from_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def score_folder(dataset: str, architecture: str, kind: str, method: str) -> str:
-    """The folder of `scores` for one kind of models, in Hive form."""
-    return f"dataset={dataset}/architecture={architecture}/kind={kind}/method={method or 'none'}"
+    """The folder of `scores` for one kind of models, in Hive form: the colon of `timm:NAME` as %3A, which
+    readers of Hive folders turn back.
+    """
+    model = quote(architecture, safe="")
+    return f"dataset={dataset}/architecture={model}/kind={kind}/method={method or 'none'}"
 
 
 def score_rows(
@@ -343,14 +347,19 @@ def score_rows(
             yield row | ({name: column[part] for name, column in first.items()} if view == 0 else {})
 
 
-def score_facts(dataset: str, views: int, versions: Iterable[str]) -> dict[str, Any]:
+def score_facts(
+    dataset: str, views: int, versions: Iterable[str], specs: Iterable[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """What the metadata of a file of `scores` say: the definition of φ, what each view is (mirrored, pixels
-    down, pixels to the right), and the software versions that made the models.
+    down, pixels to the right), and the software versions that made the models. specs: of the models; where
+    some of them mirror and some do not, a view has no one meaning and `views` is None.
     """
     facts: dict[str, Any] = {"phi": schema.PHI, "versions": sorted(set(versions))}
     known = catalogue.plugins("datasets").get(dataset)
     if known is not None:
-        facts["views"] = views_of(bool(known.constants["augment_flip"]), strong=True)[:views]
+        usual = bool(known.constants["augment_flip"])
+        flips = {mirrors(spec, usual) for spec in specs} or {usual}
+        facts["views"] = views_of(flips.pop(), strong=True)[:views] if len(flips) == 1 else None
     return facts
 
 

@@ -170,6 +170,7 @@ class Search:
             study, self.distributions, lambda number: make_sampler(budget.sampler, subject.name, number)
         )
         self.emitted: set[str] = set()
+        self.jobs: dict[str, Job] = {}  # all that were ever wanted, finished ones too
         self.over = False  # the first phase: a database is not asked again
         self.result: Result | None = None
         self._trial_of: dict[str, tuple[FrozenTrial, int]] = {}  # id of a task of a trial -> trial, seed
@@ -185,6 +186,7 @@ class Search:
         jobs: dict[str, Job] = {}
         if self._searched(rows, jobs):
             self._settle(rows, jobs)
+        self.jobs |= jobs
         fresh = [job for name, job in jobs.items() if name not in self.emitted and name not in rows]
         self.emitted |= {job.id for job in fresh}
         return fresh
@@ -421,6 +423,15 @@ class Tuner:
             if (found := search.hint(task_id, self.rows)) is not None:
                 return found
         return None
+
+    @property
+    def jobs(self) -> dict[str, Job]:
+        """All tasks that the studies wanted so far, by id, each after its base."""
+        return {name: job for search in self.searches for name, job in search.jobs.items()}
+
+    @property
+    def done(self) -> bool:
+        return all(search.result is not None for search in self.searches)
 
     @property
     def results(self) -> list[Result]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import optuna
@@ -15,8 +15,9 @@ from orchestrator import catalogue, tuned
 from orchestrator.catalogue import Parameter
 from orchestrator.config import Choice, Grid
 from orchestrator.keys import canonical, digest
-from orchestrator.plan import Task, Trial, forget_label, trial_tasks
+from orchestrator.plan import Task, forget_label
 from orchestrator.provenance import commit
+from orchestrator.trials import Trial, trial_tasks
 from orchestrator.tune import PHASES, Budget, Result, Search, Subject, Values, searchable
 from orchestrator.tuned import Place, Winner
 
@@ -34,11 +35,13 @@ class Entry:
 
 
 def entries(grid: Grid) -> list[Entry]:
-    """Every study of a grid: each method on each dataset, architecture and forget recipe it is made for."""
+    """Every study of a grid: each method on each dataset, architecture and forget recipe it is made for. A
+    recipe that chooses samples by the audit's scores has none: tuning is not to see the audit.
+    """
     found = []
     for dataset in grid.datasets:
         for architecture in grid.architectures:
-            for forget in grid.forget:
+            for forget in (f for f in grid.forget if f.name != "memorised"):
                 scope = catalogue.plugins("forget")[forget.name].scope
                 found += [
                     _entry(grid, dataset, architecture, forget, choice)
@@ -85,7 +88,21 @@ def space(grid: Grid, choice: Choice) -> dict[str, Parameter]:
     for those whose value the grid sets.
     """
     found = searchable(catalogue.plugins("methods")[choice.name].parameters)
-    return {name: declared for name, declared in found.items() if name not in choice.parameters}
+    given = grid.tune.space if grid.tune else {}
+    ranges = {**given.get("all", {}), **given.get(choice.name, {})}
+    return {
+        name: _narrowed(declared, ranges[name]) if name in ranges else declared
+        for name, declared in found.items()
+        if name not in choice.parameters
+    }
+
+
+def _narrowed(declared: Parameter, given: list[Any]) -> Parameter:
+    """A parameter with another range: choices, or [low, high]."""
+    if declared.choices is not None:
+        return replace(declared, choices=tuple(given))
+    low, high = given
+    return replace(declared, low=low, high=high, log=declared.log and low > 0)
 
 
 def winner(entry: Entry, search: Search, importances: Callable[[optuna.Study], Any]) -> Winner | None:
@@ -132,6 +149,6 @@ def missing(grid: Grid, winners: tuned.Winners) -> list[Entry]:
 
 
 def budget(grid: Grid) -> Budget:
-    """The budget of a grid's `tune` section."""
-    given = grid.tune.model_dump(exclude={"space"}) if grid.tune else {}
+    """The budget of a grid's `tune` section; the default of Budget without one."""
+    given = grid.tune.model_dump(exclude={"space", "audit"}) if grid.tune else {}
     return Budget(**given)

@@ -23,9 +23,9 @@ from workers.files import Damaged
 
 RNG = np.random.default_rng(0)
 POOL, TEST = 20, 5
-NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "utkface")
+NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar20", "cifar100", "svhn", "utkface")
 GREY = {"mnist": theirs.MNIST, "fashion_mnist": theirs.FashionMNIST}
-CIFAR = {"cifar10": theirs.CIFAR10, "cifar100": theirs.CIFAR100}
+CIFAR = {"cifar10": theirs.CIFAR10, "cifar20": theirs.CIFAR100, "cifar100": theirs.CIFAR100}
 
 
 def small(name: str) -> Any:
@@ -85,20 +85,26 @@ def python2_pickle(batch: dict[str, Any]) -> bytes:
 
 
 def write_batches(
-    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, write: Callable[[Any], bytes] = python2_pickle
+    folder: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Any], bytes] = python2_pickle,
+    counts: tuple[int, int] = (POOL, TEST),
 ) -> Any:
-    """The batches of CIFAR: five files of the pool for CIFAR-10, one for CIFAR-100."""
+    """The batches of CIFAR: five files of the pool for CIFAR-10, one for CIFAR-100, of whose labels five in
+    a row have one coarse label.
+    """
     source, found = CIFAR[name], []
     (folder / source.base_folder).mkdir(parents=True)
-    for part, count in (("train_list", POOL), ("test_list", TEST)):
+    for part, count in zip(("train_list", "test_list"), counts, strict=True):
         files = [file for file, _ in getattr(source, part)]
-        images, labels = images_and_labels(count, 3, 32, 32, classes=100 if name == "cifar100" else 10)
-        found.append((images, labels))
+        images, labels = images_and_labels(count, 3, 32, 32, classes=10 if name == "cifar10" else 100)
+        found.append((images, labels // 5 if name == "cifar20" else labels))
         for file, rows in zip(files, np.split(np.arange(count), len(files)), strict=True):
             key = "labels" if name == "cifar10" else "fine_labels"
             batch = {"batch_label": "training batch", key: labels[rows].tolist()}
             batch |= {"data": images[rows].reshape(len(rows), -1), "filenames": [f"{i}.png" for i in rows]}
-            batch |= {"coarse_labels": [0] * len(rows)} if name == "cifar100" else {}
+            batch |= {} if name == "cifar10" else {"coarse_labels": (labels[rows] // 5).tolist()}
             (folder / source.base_folder / file).write_bytes(write(batch))
         sums = [[file, md5(folder / source.base_folder / file)] for file in files]
         monkeypatch.setattr(source, part, sums)

@@ -163,7 +163,7 @@ def test_a_plan_refuses_a_plug_in_that_does_not_declare_what_it_reads(
     folder = project_copy(mine=METHOD.replace("{extra}", ""))
     recipes = folder / "workers" / "forget"
     recipe = (recipes / "random.py").read_text(encoding="utf-8").replace('name = "random"', 'name = "some"')
-    (recipes / "some.py").write_text(recipe.replace('    share = "fraction"\n', ""), encoding="utf-8")
+    (recipes / "some.py").write_text(recipe.replace("    share = ", "    no_share = "), encoding="utf-8")
     for name, problem in (
         ("forget/some.py", "workers/forget/some.py  share: missing"),
         ("methods/mine.py", "methods/mine.py  cost: missing"),

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from orchestrator import config
-from orchestrator.config import RECIPE, Grid, load
+from orchestrator.config import Grid, load
 from orchestrator.errors import UserError, nearest
+from orchestrator.recipes import RECIPE
 from tests.conftest import grid_data
 
 WriteGrid = Callable[..., Path]
@@ -101,6 +102,19 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ("'learning_rat'", "mean 'learning_rate'", "epochs"),
     ),
     ({"methods": [{"finetune": [0.1]}]}, ("methods[0]", "[0.1]")),
+    ({"split": "papr"}, ("split", "'papr'", "'default' or 'paper'", "mean 'paper'")),
+    ({"split": "paper", "val_fraction": 0.2}, ("val_fraction", "0.2", "0.15", "split: default")),
+    ({"training": {"all": {"recipe": "fas"}}}, ("training.all.recipe", "'fas'", "mean 'fast'")),
+    ({"training": {"all": {"flip": 1}}}, ("training.all.flip", "1")),
+    ({"audit": {"pairs": 4, "only": ["digit"]}}, ("audit.only: digit:", "Did you mean 'digits'?")),
+    ({"audit": {"pairs": 4, "only": []}}, ("audit.only", "at least one")),
+    ({"audit": {"pairs": 4, "methods": ["scrub"]}}, ("audit.methods: 'scrub'", "of this grid", "finetune")),
+    (
+        {"audit": {"pairs": 4, "training": {"flip": True}}},
+        ("audit.training", "digits/cnn_small", "same flip"),
+    ),
+    ({"tune": {"seeds": 0}}, ("tune.seeds", "0", "at least 1")),
+    ({"tune": {"audit": {"base": 3, "bases": 3, "trials": 1}}}, ("tune.audit.base:", "'bases'", "trials")),
     ({"hyperparameters": "tuned"}, ("hyperparameters", "tuned", "default")),
 ]
 

@@ -76,7 +76,14 @@ def test_cifar_is_what_torchvision_reads(
     assert_equal(data, parts)
     monkeypatch.setattr(CIFAR[name], "_load_meta", lambda self: None)
     there = CIFAR[name](str(tmp_path))
-    assert_equal(data, [(there.data.transpose(0, 3, 1, 2), there.targets), parts[1]])
+    labels = np.asarray(there.targets) // 5 if name == "cifar20" else there.targets
+    assert_equal(data, [(there.data.transpose(0, 3, 1, 2), labels), parts[1]])
+    if name == "cifar20":
+        assert data.pool_subclasses is not None and data.test_subclasses is not None
+        assert np.array_equal(data.pool_subclasses, there.targets)
+        assert np.array_equal(data.test_subclasses // 5, data.test_labels)
+    else:
+        assert data.pool_subclasses is None and data.test_subclasses is None
 
 
 def test_svhn_is_what_torchvision_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

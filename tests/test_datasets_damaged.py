@@ -209,6 +209,7 @@ def test_a_batch_for_the_other_cifar_is_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "cifar-100-python" / "train").write_bytes(pickle.dumps(batch))
     with_right_sums("cifar100", tmp_path, monkeypatch)
     assert "a pickle without the keys data and fine_labels" in the_line("cifar100", tmp_path)
+    assert "the keys data and coarse_labels and fine_labels" in the_line("cifar20", tmp_path)
 
 
 @pytest.mark.parametrize(

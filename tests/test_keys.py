@@ -66,3 +66,20 @@ def test_seeds_differ_in_every_part_and_fit_into_63_bits() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derived_seed("a", "b") != derived_seed("b", "a")
     assert derived_seed("a", 1, 2) != derived_seed("a", 12)
+
+
+def test_a_digester_gives_the_same_digests_and_knows_objects_apart() -> None:
+    from orchestrator.keys import Digester
+
+    digester = Digester(["b", "c"])
+    shared = {"y": [1, 2.5, None], "x": 'quote " and ö'}
+    for value in (
+        {"c": shared, "a": 1, "b": shared},
+        {"b": shared, 'odd " key': True},
+        {"b": {"y": 1}, "a": {}},
+        {"b": {"y": 2}},
+        {"b": 1, "c": "1"},
+        {},
+    ):
+        assert digester.digest(value) == digest(value)
+    assert all(digester.digest({"b": {"n": n}}) == digest({"b": {"n": n}}) for n in range(1000))

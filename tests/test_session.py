@@ -290,6 +290,20 @@ def test_samples_are_written_once_and_other_content_is_refused(store: Recorder, 
     session.write_samples("cifar10", facts(9, 9))
 
 
+def test_duplicates_are_asked_for_once_and_stored(store: Recorder, lock: Lock) -> None:
+    session, asked = open_session(store, lock), []
+
+    def load(name: str, new: bool) -> dict[str, Any]:
+        asked.append((name, new))
+        return facts(1, 2, 2) | ({"dup_exact": [-1, 1, 1], "dup_near": [0, 0, 0]} if new else {})
+
+    for _ in range(2):
+        session.load_datasets(load, lambda *_: "")
+    assert asked == [("digits", True), ("digits", False)]
+    table = store.read_table("samples").to_pydict()
+    assert (table["dup_exact"], table["dup_near"]) == ([-1, 1, 1], [0, 0, 0])
+
+
 def test_words_for_retry() -> None:
     assert retry_kinds(["oom", "bug"]) == {"oom", "bug"}
     assert retry_kinds(["failed"]) == set(FAILURES)

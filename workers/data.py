@@ -23,12 +23,16 @@ Batch = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Arrays:
-    """What a dataset's `load` returns: uint8 images (n, channels, height, width) and labels (n,)."""
+    """What a dataset's `load` returns: uint8 images (n, channels, height, width) and labels (n,); where it
+    knows parts of the classes, these (n,) too.
+    """
 
     pool_images: np.ndarray
     pool_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    pool_subclasses: np.ndarray | None = None
+    test_subclasses: np.ndarray | None = None
 
 
 class DeviceDataset:
@@ -40,6 +44,8 @@ class DeviceDataset:
         self.num_classes: int = plugin.num_classes
         self.n_pool = len(arrays.pool_labels)
         self.host_labels = labels
+        fine = (arrays.pool_subclasses, arrays.test_subclasses)
+        self.host_subclasses = None if fine[0] is None else np.concatenate(fine).astype(np.int64)
         self.sample_sha256 = _sample_hashes(chain(arrays.pool_images, arrays.test_images), labels)
         self.sha256 = hashlib.sha256(b"".join(self.sample_sha256)).hexdigest()
         # Each part goes straight to its place: a joined copy would double the memory of large images.
@@ -67,11 +73,13 @@ class DeviceDataset:
         """float32 images of mean 0 and standard deviation 1 per channel, from uint8."""
         return torch.addcmul(self.shift, images.float(), self.scale)
 
-    def augmented(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Each image cropped at random after zero padding, and mirrored with probability ½."""
+    def augmented(self, images: Tensor, rng: torch.Generator, flip: bool | None = None) -> Tensor:
+        """Each image cropped at random after zero padding, and mirrored with probability ½ (flip: whether to
+        mirror; None: as the dataset says).
+        """
         if self.pad:
             images = random_crop(images, self.pad, rng)
-        if self.flip:
+        if self.flip if flip is None else flip:
             mirror = torch.rand(len(images), 1, 1, 1, generator=rng, device=images.device) < 0.5
             images = torch.where(mirror, images.flip(-1), images)
         return images
@@ -101,15 +109,25 @@ class View:
     """An index set of a dataset as shuffled, augmented batches; each pass draws a new order from `rng`."""
 
     def __init__(
-        self, dataset: DeviceDataset, index: np.ndarray, rng: torch.Generator, *, augment: bool
+        self,
+        dataset: DeviceDataset,
+        index: np.ndarray,
+        rng: torch.Generator,
+        *,
+        augment: bool,
+        flip: bool | None = None,
     ) -> None:
-        self.dataset, self.rng, self.augment = dataset, rng, augment
+        self.dataset, self.rng, self.augment, self.flip = dataset, rng, augment, flip
         # A set of one sample is given twice, since BatchNorm cannot normalise a single one.
         index = np.repeat(index, 2) if len(index) == 1 else index
         self.index = torch.from_numpy(np.asarray(index, dtype=np.int64)).to(dataset.device)
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def steps(self, batch_size: int) -> int:
+        """How many batches a pass has."""
+        return len(batch_bounds(len(self.index), max(batch_size, 2)))
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """(images, labels, sample ids) in a random order; of `limit` samples only, if given."""
@@ -119,7 +137,7 @@ class View:
             ids = shuffled[start:end]
             images = self.dataset.images[ids]
             if self.augment:
-                images = self.dataset.augmented(images, self.rng)
+                images = self.dataset.augmented(images, self.rng, self.flip)
             yield self.dataset.normalised(images), self.dataset.labels[ids], ids
 
 
@@ -135,13 +153,16 @@ class UnlearnData:
         *,
         augment: bool,
         codes: Tensor | None = None,
+        flip: bool | None = None,
     ) -> None:
         self.num_classes, self.device, self.rng = dataset.num_classes, dataset.device, rng
         self.forget_classes = whole_classes(dataset.host_labels, sets["retain"], sets["forget"])
         self._needs, self._codes = needs, codes
-        self._views = {name: View(dataset, index, rng, augment=augment) for name, index in sets.items()}
-        joined = np.concatenate([sets["retain"], sets["forget"]])
-        self._views["union"] = View(dataset, joined, rng, augment=augment)
+        joined = {"union": np.concatenate([sets["retain"], sets["forget"]])}
+        self._views = {
+            name: View(dataset, index, rng, augment=augment, flip=flip)
+            for name, index in (sets | joined).items()
+        }
         forgotten = np.zeros(len(dataset), dtype=bool)
         forgotten[sets["forget"]] = True
         self._forgotten = torch.from_numpy(forgotten).to(dataset.device)

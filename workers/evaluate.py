@@ -88,13 +88,17 @@ COLUMNS = {"entropy": entropy, "modified_entropy": modified_entropy}
 
 
 def evaluate(
-    model: nn.Module, dataset: DeviceDataset, strong: bool = False, columns: Sequence[str] = ()
+    model: nn.Module,
+    dataset: DeviceDataset,
+    strong: bool = False,
+    columns: Sequence[str] = (),
+    flip: bool | None = None,
 ) -> Scores:
     """Scores of all samples in eval mode, float32, not augmented, in the views of `views_of`, and the named
-    COLUMNS; Diverged when some φ is not finite.
+    COLUMNS; Diverged when some φ is not finite. flip: whether training mirrored, None: as the dataset says.
     """
     model.eval()
-    views = views_of(dataset.flip, strong)
+    views = views_of(dataset.flip if flip is None else flip, strong)
     found: list[list[Tensor]] = [[] for _ in views]
     correct = []
     further: dict[str, list[Tensor]] = {name: [] for name in columns}

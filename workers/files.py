@@ -231,18 +231,26 @@ class _Unpickler(pickle.Unpickler):
         return self.KNOWN[module, name]
 
 
-def read_batch(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 3, 32, 32) and labels of one of CIFAR's pickles, under its key `labels`."""
+def read_batch(path: Path, *labels: str) -> tuple[np.ndarray, ...]:
+    """Images (n, 3, 32, 32) and labels of one of CIFAR's pickles, those under each of its keys `labels`."""
     with path.open("rb") as file:
         batch = _Unpickler(file, encoding="latin1").load()
-    if not isinstance(batch, dict) or not {"data", labels} <= batch.keys():
-        raise ValueError(f"it is a pickle without the keys data and {labels}")
-    return batch["data"].array.reshape(-1, 3, 32, 32), np.asarray(batch[labels])
+    if not isinstance(batch, dict) or not {"data", *labels} <= batch.keys():
+        raise ValueError(f"it is a pickle without the keys data and {' and '.join(labels)}")
+    return batch["data"].array.reshape(-1, 3, 32, 32), *(np.asarray(batch[name]) for name in labels)
 
 
-def load_batches(dataset: Any, folder: Path, source: Any, labels: str) -> tuple[np.ndarray, ...]:
-    """Pool images and labels, test images and labels. source: torchvision's class, for names and MD5 sums."""
-    found: list[np.ndarray] = []
+def load_batches(
+    dataset: Any, folder: Path, source: Any, labels: str, subclasses: str | None = None
+) -> tuple[np.ndarray, ...]:
+    """Pool images and labels, test images and labels, and, where their key is given, the subclasses of both.
+
+    source: torchvision's class, for names and MD5 sums.
+    """
+    keys = {labels: dataset.num_classes}
+    if subclasses is not None:
+        keys[subclasses] = dataset.num_subclasses
+    found: list[list[np.ndarray]] = []
     for files, size in ((source.train_list, dataset.pool_size), (source.test_list, dataset.test_size)):
         parts = []
         for name, md5 in files:
@@ -250,9 +258,12 @@ def load_batches(dataset: Any, folder: Path, source: Any, labels: str) -> tuple[
             with reading(dataset.name, folder, path):
                 check_md5(path, md5)
                 shape = (size // len(files), 3, 32, 32)
-                parts.append(checked(*read_batch(path, labels), shape, dataset.num_classes))
-        found += [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-    return tuple(found)
+                images, *of_keys = read_batch(path, *keys)
+                pairs = zip(of_keys, keys.values(), strict=True)
+                parts.append([images, *(checked(images, of, shape, count)[1] for of, count in pairs)])
+        found.append([np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
+    (pool_images, pool_labels, *pool_further), (test_images, test_labels, *test_further) = found
+    return pool_images, pool_labels, test_images, test_labels, *pool_further, *test_further
 
 
 def prepare_batches(dataset: Any, folder: Path, source: Any) -> str:

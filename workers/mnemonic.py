@@ -36,6 +36,10 @@ class MnemonicView:
     def __init__(self, view: View, codes: Tensor, t_mix: float, rng: torch.Generator) -> None:
         self.view, self.codes, self.t_mix, self.rng = view, codes, t_mix, rng
 
+    def steps(self, batch_size: int) -> int:
+        """How many batches a pass has."""
+        return self.view.steps(batch_size)
+
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """(images, labels, sample ids); a replaced sample keeps its label and its id."""
         for images, labels, ids in self.view.batches(batch_size):

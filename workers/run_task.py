@@ -22,11 +22,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from methods.base import PRECISION, Diverged, Method, plugin
-from workers import designs
+from workers import designs, requests, sample_lists
+from workers.architectures import architecture
 from workers.data import DeviceDataset, UnlearnData, View
 from workers.evaluate import Scores, class_summary, evaluate, population, summary
 from workers.mnemonic import MnemonicView, draw_codes
 from workers.train import Recipe, train
+from workers.views import mirrors
 
 CODES = ".mnemonic_codes"
 
@@ -37,8 +39,8 @@ class TimeLimit(Exception):
 
 @dataclass
 class Outcome:
-    """What a task leaves: its status, the columns it knows of its row, its scores, design and, for a base,
-    weights.
+    """What a task leaves: its status, the columns it knows of its row, its scores, design and, for a model
+    that others start from, weights.
     """
 
     task_id: str
@@ -53,13 +55,18 @@ class Outcome:
 
 @dataclass
 class Base:
-    """A base model on the device and the hash of the indices it was trained on."""
+    """A model that others start from, on the device, and the hash of the indices it was trained on, or, after
+    a request, was left with.
+
+    task_id: what made it, empty in files of earlier versions.
+    """
 
     model: nn.Module
     members_sha256: str
     weights_sha256: str
     train_s: float
     codes: Tensor | None = None
+    task_id: str = ""
 
 
 class Bench(Protocol):
@@ -74,7 +81,9 @@ class Bench(Protocol):
 
 
 def run_task(task: dict[str, Any], bench: Bench) -> Outcome:
-    """Run one task ({"id", "spec"}); every way it can end is an Outcome."""
+    """Run one task ({"id", "spec"}, with "lists" where its recipes name any); every way it can end is an
+    Outcome.
+    """
     started = time.time()
     try:
         bench.warm_up(task["spec"])
@@ -104,13 +113,13 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
     """Train a base (on retain and forget) or a retrain (on retain alone) from new weights."""
     spec = task["spec"]
     dataset = bench.dataset(spec["dataset"]["name"])
-    design = Design(dataset, spec)
+    design = Design(dataset, spec, task.get("lists"))
     trained_on = design.members if spec["kind"] == "base" else design.retain
     recipe = Recipe(**spec["training"])
     with seeded(spec["seeds"]["init"], bench.device):
         model = build(spec, dataset).to(bench.device)
         order = generator(spec["seeds"]["order"], bench.device)
-        view: Any = View(dataset, trained_on, order, augment=recipe.augment)
+        view: Any = View(dataset, trained_on, order, augment=recipe.augment, flip=recipe.flip)
         codes = None
         if recipe.mnemonic is not None:
             lottery = generator(spec["seeds"]["codes"], bench.device)
@@ -121,7 +130,8 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
     outcome = _evaluated(task, model, design, watch, bench)
     outcome.row["members_sha256"] = index_hash(dataset, trained_on)
     if spec["kind"] == "base":
-        base = Base(model, outcome.row["members_sha256"], weights_hash(model, codes), watch.seconds, codes)
+        hashes = outcome.row["members_sha256"], weights_hash(model, codes)
+        base = Base(model, *hashes, watch.seconds, codes, task["id"])
         outcome.weights = pack_base(base)
         outcome.row["weights_sha256"] = base.weights_sha256
         bench.keep(task["id"], base)
@@ -129,17 +139,24 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
 
 
 def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
-    """Apply a method to a private copy of its base."""
+    """Apply a method to a private copy of its base, or of what the request before left."""
     spec = task["spec"]
     dataset = bench.dataset(spec["dataset"]["name"])
-    design = Design(dataset, spec)
+    design = Design(dataset, spec, task.get("lists"))
     base = bench.base(spec["base"])
-    if base.members_sha256 != index_hash(dataset, design.members):
-        raise ValueError(f"base {spec['base']} was trained on other samples than this design says")
+    _check_start(base, spec["base"], index_hash(dataset, design.members))
     method = plugin("methods", spec["method"]["name"])(**spec["method"]["hyperparameters"])
     sets = {"retain": design.retain, "forget": design.forget, "val": design.val}
     rng = generator(spec["seeds"]["unlearn"], bench.device)
-    data = UnlearnData(dataset, sets, method.needs, rng, augment=spec["augment"], codes=base.codes)
+    data = UnlearnData(
+        dataset,
+        sets,
+        method.needs,
+        rng,
+        augment=spec["augment"],
+        codes=base.codes,
+        flip=mirrors(spec, dataset.flip),
+    )
     with seeded(spec["seeds"]["unlearn"], bench.device), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
         model, watch = unlearn(method, base.model, data, spec["precision"])
@@ -150,7 +167,25 @@ def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
         "prepaid_s": base.train_s if method.training != "plain" else None,
         "warnings": "\n".join(dict.fromkeys(str(warning.message) for warning in told)),
     }
+    if design.request is not None and not requests.is_last(design.request):
+        _leave(outcome, model, base, index_hash(dataset, design.retain), bench)
     return outcome
+
+
+def _check_start(base: Base, named: str, members_sha256: str) -> None:
+    """ValueError if a model is not the one a task is to start from."""
+    if base.members_sha256 != members_sha256:
+        raise ValueError(f"base {named} was trained on other samples than this design says")
+    if base.task_id not in ("", named):
+        raise ValueError(f"base {named} is asked for, and the model given was made by {base.task_id}")
+
+
+def _leave(outcome: Outcome, model: nn.Module, base: Base, members_sha256: str, bench: Bench) -> None:
+    """Hand on an unlearned model: the next request starts from it."""
+    hashes = members_sha256, weights_hash(model, base.codes)
+    left = Base(model, *hashes, base.train_s, base.codes, outcome.task_id)
+    outcome.weights, outcome.row["left_sha256"] = pack_base(left), left.weights_sha256
+    bench.keep(outcome.task_id, left)
 
 
 def unlearn(
@@ -178,8 +213,10 @@ def _evaluated(
 ) -> Outcome:
     outcome = Outcome(task["id"], "done", design=design.row())
     with Stopwatch(bench.device) as evaluation:
-        strong, columns = task["spec"].get("views") == "strong", task["spec"].get("columns", ())
-        outcome.scores = evaluate(model, design.dataset, strong, columns)
+        spec = task["spec"]
+        strong, columns = spec.get("views") == "strong", spec.get("columns", ())
+        flip = mirrors(spec, design.dataset.flip)
+        outcome.scores = evaluate(model, design.dataset, strong, columns, flip)
     test_labels = design.dataset.host_labels[design.dataset.n_pool :]
     outcome.row = summary(outcome.scores, design.states) | {
         "wall_s": watch.seconds,
@@ -189,6 +226,8 @@ def _evaluated(
         "dataset_sha256": design.dataset.sha256,
     }
     outcome.row |= class_summary(outcome.scores, test_labels, design.forget_classes)
+    if design.request is not None:
+        outcome.row["fa_new"] = float(outcome.scores.correct[design.forget].mean())
     if task["spec"]["members"]["track"] == "tune":  # judged by its row alone: scores of trials are not kept
         outcome.row |= population(outcome.scores, design.states)
         outcome.scores = None
@@ -196,36 +235,52 @@ def _evaluated(
 
 
 class Design:
-    """The index sets of a task, made from its recipes."""
+    """The index sets of a task, made from its recipes; lists: the ids of samples that recipes only name."""
 
-    def __init__(self, dataset: DeviceDataset, spec: dict[str, Any]) -> None:
+    def __init__(
+        self, dataset: DeviceDataset, spec: dict[str, Any], lists: dict[str, list[int]] | None = None
+    ) -> None:
         self.dataset, self.recipe, self.forget_recipe = dataset, spec["members"], spec.get("forget")
+        self.request: dict[str, int] | None = None
+        recipe = sample_lists.in_full(self.recipe, lists, dataset.n_pool)
         labels = dataset.host_labels[: dataset.n_pool]
         forget, draw = None, None
         if self.forget_recipe is not None:
-            chosen = {key: value for key, value in self.forget_recipe.items() if key != "draw"}
+            of_run = ("draw", "request")
+            chosen = {key: value for key, value in self.forget_recipe.items() if key not in of_run}
             forget = plugin("workers.forget", chosen["name"])(**chosen["parameters"])
-            draw = self.forget_recipe.get("draw")
-            self.states = designs.build(dataset.name, labels, self.recipe, forget, canonical(chosen), draw)
+            forget = sample_lists.bound(forget, chosen, lists, dataset)
+            draw, self.request = (self.forget_recipe.get(name) for name in of_run)
+            made = (dataset.name, labels, recipe, forget, canonical(chosen), draw)
+            self.states = designs.build(*made)
         else:
-            self.states = designs.build(dataset.name, labels, self.recipe, None, "", None)
+            self.states = designs.build(dataset.name, labels, recipe, None, "", None)
+        self.newest = self.states == designs.FORGET
+        if self.request is not None:
+            fold = requests.fold(self.request["of"], *made)
+            self.states, self.newest = requests.after(self.states, fold, self.request["index"])
+            if not self.newest.any():
+                raise ValueError(f"request {self.request['index'] + 1} of {self.request['of']} is empty")
         self.id = hashlib.sha256(
             canonical([dataset.sha256, self.recipe, self.forget_recipe]).encode()
         ).hexdigest()[:20]
 
     retain = property(lambda self: np.flatnonzero(self.states == designs.RETAIN))
-    forget = property(lambda self: np.flatnonzero(self.states == designs.FORGET))
+    forget = property(lambda self: np.flatnonzero(self.newest), doc="What the newest request forgets.")
+    gone = property(lambda self: np.flatnonzero(self.states == designs.FORGET), doc="All forgotten so far.")
     val = property(lambda self: np.flatnonzero(self.states == designs.VAL))
 
     @property
     def forget_classes(self) -> tuple[int, ...]:
         """The classes that are forgotten as a whole."""
-        return designs.whole_classes(self.dataset.host_labels, self.retain, self.forget)
+        return designs.whole_classes(self.dataset.host_labels, self.retain, self.gone)
 
     @property
     def members(self) -> np.ndarray:
-        """Who a base is trained on: retain and forget."""
-        return np.flatnonzero((self.states == designs.RETAIN) | (self.states == designs.FORGET))
+        """Who a model knows before it forgets: retain and forget. Before the first request: who a base is
+        trained on.
+        """
+        return np.flatnonzero((self.states == designs.RETAIN) | self.newest)
 
     def row(self) -> dict[str, Any]:
         """The row of the table designs."""
@@ -282,9 +337,7 @@ def generator(seed: int, device: torch.device) -> torch.Generator:
 def build(spec: dict[str, Any], dataset: DeviceDataset) -> nn.Module:
     """The freshly initialised architecture of a task."""
     channels, size = dataset.shape
-    return plugin("workers.architectures", spec["architecture"]["name"])().build(
-        dataset.num_classes, channels, size
-    )
+    return architecture(spec["architecture"]["name"]).build(dataset.num_classes, channels, size)
 
 
 def index_hash(dataset: DeviceDataset, index: np.ndarray) -> str:
@@ -308,7 +361,7 @@ def _tensors(model: nn.Module, codes: Tensor | None) -> dict[str, Tensor]:
 
 def pack_base(base: Base) -> bytes:
     """A base as safetensors bytes; the hash of its training indices and its seconds travel with it."""
-    facts = {"members_sha256": base.members_sha256, "train_s": repr(base.train_s)}
+    facts = {"members_sha256": base.members_sha256, "train_s": repr(base.train_s), "task_id": base.task_id}
     return save(_tensors(base.model, base.codes), metadata=facts)
 
 
@@ -321,9 +374,8 @@ def unpack_base(data: bytes, model: nn.Module, device: torch.device) -> Base:
     facts = json.loads(data[8 : 8 + size])["__metadata__"]
     hashed = weights_hash(model, codes)
     codes = None if codes is None else codes.to(device)
-    return Base(
-        model.to(device).eval(), facts["members_sha256"], hashed, float(facts.get("train_s", "nan")), codes
-    )
+    seconds, made_by = float(facts.get("train_s", "nan")), facts.get("task_id", "")
+    return Base(model.to(device).eval(), facts["members_sha256"], hashed, seconds, codes, made_by)
 
 
 def canonical(value: Any) -> str:

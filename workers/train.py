@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import PRECISION, SCHEDULES, adam, fit, sgd
+from methods.base import BY_STEP, PRECISION, SCHEDULES, adam, fit, sgd
 from workers.data import Batch
 
 version = 1  # part of the id of every trained model: raise it when training behaves differently
@@ -32,12 +32,14 @@ class Recipe:
     precision: str
     version: int
     mnemonic: dict[str, Any] | None = None  # t_mix and version; None for training without codes
+    flip: bool | None = None  # whether augmentation mirrors; None as the dataset says
 
 
 class Batches(Protocol):
     """What is trained on: a View, or a MnemonicView of one."""
 
     def batches(self, batch_size: int) -> Iterable[Batch]: ...
+    def steps(self, batch_size: int) -> int: ...
 
 
 def train(model: nn.Module, view: Batches, recipe: Recipe) -> None:
@@ -55,6 +57,7 @@ def train(model: nn.Module, view: Batches, recipe: Recipe) -> None:
             lambda images, labels, _: cross_entropy(model(images), labels),
             epochs=recipe.epochs,
             schedule=SCHEDULES[recipe.schedule],
+            steps=view.steps(recipe.batch_size) if recipe.schedule in BY_STEP else None,
         )
     finally:
         PRECISION.reset(token)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 View = tuple[bool, int, int]  # mirrored, pixels down, pixels to the right
+
+
+def mirrors(spec: dict[str, Any], usual: bool) -> bool:
+    """Whether the training behind a task's model mirrors images: what its specification says, else the
+    `usual` of its dataset.
+    """
+    told = spec.get("training", spec).get("flip")
+    return usual if told is None else bool(told)
 
 
 def views_of(flip: bool, strong: bool = False) -> list[View]:

@@ -18,10 +18,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from methods.base import fit, plugin, sgd
+from workers import architectures, duplicates
 from workers.data import DeviceDataset, View
 from workers.run_task import Base, Outcome, build, generator, run_task, seeded, unpack_base
 
 WARM_UP_SAMPLES = 512
+DUPLICATES_BATCH = 1024
 
 
 class Worker:
@@ -47,14 +49,15 @@ class Worker:
         """Run one task. `weights` are the safetensors bytes of its base; not needed where `holds` says so."""
         self._offered = None if weights is None else (task["spec"]["base"], weights, task["spec"])
         outcome = run_task(task, self)
-        outcome.row |= self.facts()
+        outcome.row |= self.facts(task["spec"]["architecture"]["name"])
         return outcome
 
-    def facts(self) -> dict[str, str]:
-        """The columns of `runs` that describe the machine."""
+    def facts(self, architecture: str) -> dict[str, str]:
+        """The columns of `runs` that describe the machine and the packages a task used."""
         cuda = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if cuda else f"cpu ({platform.machine()})"
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        versions |= architectures.versions(architecture)
         return {"device": name, "host": socket.gethostname(), "versions": json.dumps(versions)}
 
     def holds(self) -> list[str]:
@@ -62,9 +65,27 @@ class Worker:
         return list(self._bases)
 
     def samples(self, name: str) -> dict[str, Any]:
-        """Labels, pool size and sample hashes of a dataset, for the table samples."""
+        """Labels, subclasses, pool size and sample hashes of a dataset, for the table samples."""
         dataset = self.dataset(name)
-        return {"labels": dataset.host_labels, "n_pool": dataset.n_pool, "sha256": dataset.sample_sha256}
+        labels = {"labels": dataset.host_labels, "subclasses": dataset.host_subclasses}
+        return {**labels, "n_pool": dataset.n_pool, "sha256": dataset.sample_sha256}
+
+    def try_out(self, architecture: str, dataset: str) -> str:
+        """Why an architecture cannot take a dataset's images, found with two of its shape; '' if it can."""
+        of = self.dataset(dataset)
+        try:
+            with seeded(0, self.device):
+                architectures.try_out(architecture, of.num_classes, *of.shape)
+        except architectures.CannotBuild as error:
+            return str(error)
+        return ""
+
+    def duplicates(self, name: str) -> dict[str, Any]:
+        """The columns of samples that say which images are alike; mirrored ones where training mirrors."""
+        dataset = self.dataset(name)
+        batches = (part.cpu().numpy() for part in dataset.images.split(DUPLICATES_BATCH))
+        found = duplicates.find(batches, mirrored=dataset.flip)
+        return {"dup_exact": found.exact, "dup_near": found.near}
 
     # ---- what a task asks for (run_task.Bench) ------------------------------------------------------------
 

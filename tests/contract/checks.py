@@ -120,7 +120,7 @@ def assert_identical(one: nn.Module, other: nn.Module, why: str, but: Collection
 # ---- declaration ---------------------------------------------------------------------------------
 
 
-CONSTANTS = ("name", "label", "paper", "version", "needs", "scope", "training", "cost")
+CONSTANTS = ("name", "label", "paper", "version", "needs", "scope", "training", "once", "cost")
 
 
 def check_declared(cls: type[Method]) -> None:

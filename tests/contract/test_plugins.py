@@ -1,4 +1,4 @@
-"""Small contracts of datasets, architectures and forget recipes, each over what is found by folder."""
+"""Small contracts of datasets and architectures, each over what is found by folder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from methods.base import plugin
-from orchestrator.catalogue import ROOT, formula, plugins
-from workers import designs
+from orchestrator.catalogue import ROOT, plugins
+from workers.architectures import architecture
 from workers.data import Arrays
+from workers.run_task import Base, pack_base, unpack_base, weights_hash
 
 DATASETS = {name: plugin("workers.datasets", name) for name in plugins("datasets")}
-ARCHITECTURES = {name: plugin("workers.architectures", name) for name in plugins("architectures")}
-FORGET = {name: plugin("workers.forget", name) for name in plugins("forget")}
+ARCHITECTURES = sorted({*plugins("architectures"), "timm:test_resnet"} - {"timm"})
 
 
 # ---- datasets ------------------------------------------------------------------------------------
@@ -91,25 +91,39 @@ COUNTS = {
     "wide_resnet16_4": ((10, 3, 32), 2_748_890),
     "cnn_small": ((10, 1, 8), 9_978),
     "vit_tiny": ((10, 1, 8), 39_514),
+    "tinyvit11m": ((10, 3, 32), 10_552_462),
+    "timm:test_resnet": ((10, 3, 32), 373_658),
+    "timm:resnet18": ((10, 3, 32), 11_181_642),
 }
+
+
+def built(name: str, num_classes: int, channels: int, size: int, seed: int = 0) -> torch.nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return architecture(name).build(num_classes, channels, size)
+
+
+def test_a_parameter_count_is_known_of_every_architecture() -> None:
+    assert set(ARCHITECTURES) <= set(COUNTS)
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_count_is_known_and_stated(name: str) -> None:
     shape, count = COUNTS[name]
-    model = ARCHITECTURES[name]().build(*shape)
-    assert sum(p.numel() for p in model.parameters()) == count
-    text = (ROOT / "workers" / "architectures" / f"{name}.py").read_text(encoding="utf-8")
-    assert f"{count:,} parameters" in text
+    assert sum(p.numel() for p in built(name, *shape).parameters()) == count
+    if ":" not in name:
+        text = (ROOT / "workers" / "architectures" / f"{name}.py").read_text(encoding="utf-8")
+        assert f"{count:,} parameters" in text
+        assert (
+            f"| `{name}` |" in (readme := (ROOT / "README.md").read_text("utf-8")) and f"{count:,}" in readme
+        )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 8), (1, 32), (3, 32)])
 def test_architecture_runs_on_small_and_large_images(name: str, channels: int, size: int) -> None:
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        model = ARCHITECTURES[name]().build(7, channels, size)
-        images = torch.randn(2, channels, size, size)
+    model = built(name, 7, channels, size)
+    images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
     for training in (True, False):
         logits = model.train(training)(images)
         assert logits.shape == (2, 7) and bool(torch.isfinite(logits).all())
@@ -118,89 +132,40 @@ def test_architecture_runs_on_small_and_large_images(name: str, channels: int, s
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_reach_every_weight_in_both_modes(name: str, training: bool) -> None:
+    """At every step, from weights none of which is zero."""
+    model = built(name, 7, 3, 32)
+    rng = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(6, 3, 32, 32, generator=rng), torch.arange(6)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=rng))
+    model.train(training)
+    for _ in range(2):
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert not without
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architecture_draws_its_weights_from_the_global_seed(name: str) -> None:
     def weights(seed: int) -> torch.Tensor:
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            model = ARCHITECTURES[name]().build(4, 1, 8)
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
+        return torch.cat([p.detach().flatten() for p in built(name, 4, 1, 8, seed).parameters()])
 
     assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
 
 
-# ---- forget recipes ------------------------------------------------------------------------------
-
-LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [100, 120, 80, 200, 101]))
-MAIN = {"track": "main", "val_fraction": 0.15}
-
-
-def audit(pair: int, half: int) -> dict[str, object]:
-    return {"track": "audit", "val_fraction": 0.15, "pair": pair, "half": half}
-
-
-def forgotten(name: str, recipe: dict[str, object], draw: dict[str, int] | None) -> np.ndarray:
-    return designs.build("toy", LABELS, recipe, FORGET[name](), name, draw) == designs.FORGET
-
-
-@pytest.mark.parametrize("name", FORGET)
-def test_main_track_forgets_members_only_and_the_same_ones_each_time(name: str) -> None:
-    before = designs.build("toy", LABELS, MAIN, None, "", None)
-    states = designs.build("toy", LABELS, MAIN, FORGET[name](), name, None)
-    gone = states == designs.FORGET
-    assert (
-        gone.any() and np.all(before[gone] == designs.RETAIN) and np.array_equal(states[~gone], before[~gone])
-    )
-    assert np.array_equal(states, designs.build("toy", LABELS, MAIN, FORGET[name](), name, None))
-
-
-@pytest.mark.parametrize("name", FORGET)
-def test_recipe_says_what_it_forgets_and_how_much(name: str) -> None:
-    """Plans pair methods by `scope` and count images by `share`, in which a list stands for its length."""
-    declared = plugins("forget")[name]
-    assert declared.constants["scope"] in ("random", "class") and FORGET[name].scope == declared.scope
-    defaults = {key: p.default for key, p in declared.parameters.items()}
-    sizes = {key: len(v) if isinstance(v, tuple) else v for key, v in defaults.items()}
-    equal = np.repeat(np.arange(5), 100)  # classes of one size
-    gone = FORGET[name]().draw(equal, np.ones(500, dtype=bool), np.random.default_rng(0))
-    assert gone.mean() == pytest.approx(formula(FORGET[name].share, sizes | {"num_classes": 5}))
-    whole = set(equal[gone]) - set(equal[~gone])
-    assert bool(whole) == (declared.scope == "class")
-
-
-@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5])
-def test_random_forgets_the_exact_fraction_of_every_class(fraction: float) -> None:
-    members = np.random.default_rng(1).random(len(LABELS)) < 0.7
-    gone = FORGET["random"](fraction).draw(LABELS, members, np.random.default_rng(2))
-    assert gone.sum() == round(fraction * members.sum()) and not np.any(gone & ~members)
-    per_class = np.bincount(LABELS[gone], minlength=5)
-    assert np.all(np.abs(per_class - fraction * np.bincount(LABELS[members])) <= 1)
-
-
-@pytest.mark.parametrize("name", FORGET)
-@pytest.mark.parametrize("sets", [1, 5])
-def test_audit_forgets_each_audited_member_once_in_every_base(name: str, sets: int) -> None:
-    validation = designs.build("toy", LABELS, audit(0, 0), None, "", None) == designs.VAL
-    times_in_pair = []
-    for pair in range(3):
-        times = []
-        for half in (0, 1):
-            members = designs.build("toy", LABELS, audit(pair, half), None, "", None) == designs.RETAIN
-            gone = [forgotten(name, audit(pair, half), {"index": i, "of": sets}) for i in range(sets)]
-            times.append(np.sum(gone, axis=0))
-            assert all(g.any() for g in gone) and not np.any(times[-1][~members])
-            sizes = [int(g.sum()) for g in gone]
-            assert max(sizes) - min(sizes) <= 1
-        assert not np.any(times[0] & times[1]), "halves share no member"
-        times_in_pair.append(times[0] + times[1])
-    audited = times_in_pair[0] > 0
-    assert audited.any() and not np.any(audited & validation)
-    for times in times_in_pair:
-        assert np.array_equal(times, audited.astype(int)), "once per pair, and the same samples in all pairs"
-    k_forget = np.sum(times_in_pair, axis=0)[audited]
-    assert np.all(k_forget == 3), "as many forgotten models per audited sample as there are pairs"
-
-
-def test_random_audits_the_fraction_times_the_number_of_sets() -> None:
-    pool = np.random.default_rng(1).random(len(LABELS)) < 0.85
-    audited = FORGET["random"](0.1).audited(LABELS, pool, 4, np.random.default_rng(0))
-    assert audited.sum() == round(0.4 * pool.sum()) and not np.any(audited & ~pool)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_weights_survive_being_saved(name: str, channels: int) -> None:
+    """Another model given the saved weights gives the same logits, bit for bit."""
+    model, other = built(name, 7, channels, 32), built(name, 7, channels, 32, seed=1)
+    images = torch.randn(3, channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model(images)  # statistics of BatchNorm move
+        base = Base(model, "members", weights_hash(model, None), 1.5)
+        again = unpack_base(pack_base(base), other, torch.device("cpu"))
+        assert again.weights_sha256 == base.weights_sha256
+        assert torch.equal(again.model(images), model.eval()(images))

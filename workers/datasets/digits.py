@@ -24,6 +24,7 @@ class Digits:
     version = 1
     num_classes = 10
     pool_size = 1437
+    test_size = 360
     mean = (0.288,)
     std = (0.354,)
     augment_pad = 0

@@ -1,7 +1,8 @@
 """Fashion-MNIST: 60,000 + 10,000 grey pictures of clothes of 28×28 pixels, 10 classes, resized to 32×32.
 
 Xiao, Rasul, Vollgraf, 2017, arXiv 1708.07747. Size, normalisation and 50 epochs as in arXiv 2410.01276, which
-also mirrors images in training; here that is off, as for MNIST.
+also mirrors images in training; here only the recipe `paper` does it,
+as for MNIST.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class FashionMnist:
     augment_pad = 0
     augment_flip = False
     training = {"epochs": 50, "batch_size": 256}
+    paper_training = {"flip": True}  # of the recipe `paper`
 
     def load(self, folder: Path) -> Arrays:
         """The arrays; FileNotFoundError in one line when `folder` lacks the files or they are damaged."""

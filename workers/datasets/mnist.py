@@ -2,7 +2,7 @@
 
 LeCun, Bottou, Bengio, Haffner, Gradient-Based Learning Applied to Document Recognition, 1998. Size,
 normalisation and 50 epochs as in arXiv 2410.01276, which also mirrors images in training: a mirrored digit is
-no digit, so here that is off.
+no digit, so here only the recipe `paper` does so.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Mnist:
     augment_pad = 0
     augment_flip = False
     training = {"epochs": 50, "batch_size": 256}
+    paper_training = {"flip": True}  # of the recipe `paper`
 
     def load(self, folder: Path) -> Arrays:
         """The arrays; FileNotFoundError in one line when `folder` lacks the files or they are damaged."""
