@@ -37,28 +37,30 @@ class Part:
 def parts(plan: Plan) -> list[Part]:
     """The lines of both tracks, those without a model left out."""
     kinds = Counter((task.kind, task.spec["members"]["track"]) for task in plan.tasks)
+    first = Counter(t.spec["members"]["track"] for t in plan.tasks if plan.starts_from_base(t))
     found = []
     for track in TRACKS:
         unlearned, pairs, searched = (Counter[Factors]() for _ in range(3))
-        for cell in plan.cells:
+        for number, cell in enumerate(plan.cells):
             places = _places(cell, track)
             methods = sum(_has(plan, tasks.tasks, track) for tasks in cell.variants)
             unlearned[(methods, "method"), *places] += 1
             trainings = 1 + sum(_has(plan, known.bases, track) for known in cell.changed.values())
             pairs[(2, ""), (trainings, "training"), *places] += 1
-            for factors in _search(plan, methods, track, bool(prod(n for n, _ in places))):
-                searched[factors] += 1
+            if number % plan.grid.requests == 0:  # the requests of a forget set are one study
+                for factors in _search(plan, methods, track, bool(prod(n for n, _ in places))):
+                    searched[factors] += 1
         run = kinds["unlearn", track]
-        loops, text = _product(plan, unlearned)
+        loops, text = _product(plan, unlearned, plan.grid.requests)
         found.append(Part(track, "unlearned", text, loops, loops, run))
-        loops, text = _product(plan, pairs)
+        loops, text = _product(plan, pairs, plan.grid.requests)
         trained = kinds["base", track] + kinds["retrain", track]
         spared = loops // 2 - kinds["retrain", track]
-        found.append(Part(track, "base and retrain", text, 2 * run, loops, trained, spared))
-        loops, text = _product(plan, searched)
+        found.append(Part(track, "base and retrain", text, first[track] + run, loops, trained, spared))
+        loops, text = _product(plan, searched, 1)
         spared = 0 if track == "main" else loops
         found.append(Part(track, "tuning", text, loops, loops, loops - spared, spared))
-    return [part for part in found if part.loops]
+    return [part for part in found if part.loops or part.lethe]  # or: bases that choose a forget set
 
 
 def _places(cell: Cell, track: str) -> Factors:
@@ -82,10 +84,10 @@ def _search(plan: Plan, methods: int, track: str, runs: bool) -> Iterable[Factor
         yield ((methods, "method"), (tune.audit.bases, "base"), (tune.audit.trials, "trial"))
 
 
-def _product(plan: Plan, cells: Counter[Factors]) -> tuple[int, str]:
+def _product(plan: Plan, cells: Counter[Factors], requests: int) -> tuple[int, str]:
     """The number of models of cells counted by their factors, and the products it is the sum of."""
     whole = [(len(plan.grid.datasets), "dataset"), (len(plan.grid.architectures), "architecture")]
-    whole.append((len(plan.grid.forget), "forget recipe"))
+    whole += [(len(plan.grid.forget), "forget recipe"), (requests, "request")]
     total, texts = 0, []
     for (first, *rest), count in cells.items():
         models = count * prod(number for number, _ in (first, *rest))

@@ -261,7 +261,13 @@ TRAININGS = {"plain": "train", "mnemonic": "mnemonic"}  # training recipe -> its
 @cache
 def training_version(training: str) -> int:
     """The version of a training recipe's behaviour, part of the id of every model trained by it."""
-    path = ROOT / "workers" / f"{TRAININGS[training]}.py"
+    return file_version(f"{TRAININGS[training]}.py")
+
+
+@cache
+def file_version(name: str) -> int:
+    """The constant `version` of a file in workers/."""
+    path = ROOT / "workers" / name
     return int(_constants(ast.parse(path.read_text(encoding="utf-8")).body)["version"])
 
 

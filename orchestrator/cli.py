@@ -1,14 +1,16 @@
-"""lethe: plan, run, status, dashboard, report, list, audit, store, prepare, bench, doctor. Parses and prints,
-nothing else.
+"""lethe: plan, run, tune, status, dashboard, report, list, audit, store, prepare, bench, doctor. Parses and
+prints, nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +35,20 @@ Results = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one line of JSON")]
 Data = Annotated[str, typer.Option("--data", metavar="DIR", help="folder of the datasets")]
+Address = Annotated[str, typer.Option(help="Ray: local, auto (the cluster this runs on) or a host")]
+Inline = Annotated[bool, typer.Option("--inline", help="in this process, without Ray")]
+Retry = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KIND", help="run these failures again: oom, diverged, …, failed"),
+]
+KeepModels = Annotated[bool, typer.Option("--keep-models", help="keep the weights of all bases")]
+MaxActors = Annotated[int | None, typer.Option(min=1, help="at most this many Ray actors")]
+ActorsPerGpu = Annotated[int | None, typer.Option(min=1, help="actors that share one GPU")]
+TimeLimit = Annotated[float | None, typer.Option(min=0.001, help="seconds one task may run")]
+OptunaStorage = Annotated[
+    str | None,
+    typer.Option("--optuna-storage", metavar="URL", help="a database for the studies: postgresql://…"),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -61,36 +77,30 @@ def run(
     grid: GridFile,
     results: Results = "results",
     data: Data = "data",
-    address: Annotated[
-        str, typer.Option(help="Ray: local, auto (the cluster this runs on) or a host")
-    ] = "local",
-    inline: Annotated[bool, typer.Option("--inline", help="in this process, without Ray")] = False,
-    retry: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KIND", help="run these failures again: oom, diverged, …, failed"),
-    ] = None,
+    address: Address = "local",
+    inline: Inline = False,
+    retry: Retry = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="run at most N tasks")] = None,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="keep the weights of all bases")] = False,
-    max_actors: Annotated[int | None, typer.Option(min=1, help="at most this many Ray actors")] = None,
-    actors_per_gpu: Annotated[int | None, typer.Option(min=1, help="actors that share one GPU")] = None,
-    time_limit_s: Annotated[float | None, typer.Option(min=0.001, help="seconds one task may run")] = None,
+    keep_models: KeepModels = False,
+    max_actors: MaxActors = None,
+    actors_per_gpu: ActorsPerGpu = None,
+    time_limit_s: TimeLimit = None,
 ) -> None:
     """Run a grid, or what is left of it. Running again resumes.
 
     Exit code 0: all tasks are done; 1: some did not finish; 2: bad input, or files that cannot be written;
     130: interrupted.
     """
-    from orchestrator import overview
     from orchestrator.config import load
     from orchestrator.session import retry_kinds
 
     loaded, kinds = load(grid), retry_kinds(retry or ())
-    from orchestrator.runner import Options, run_grid  # takes a second: not before the input is known good
+    from orchestrator import overview  # what follows takes a second: not before the input is known good
+    from orchestrator.runner import Options, run_grid
 
-    results = _outside_job(results)
     options = Options(
-        results=results,
-        data=str(Path(_outside_job(data)).expanduser().absolute()),
+        results=_outside_job(results),
+        data=_data_folder(data),
         address=None if inline else address,
         retry=frozenset(kinds),
         limit=limit,
@@ -99,15 +109,51 @@ def run(
         actors_per_gpu=actors_per_gpu if actors_per_gpu is not None else loaded.run.actors_per_gpu,
         time_limit_s=time_limit_s if time_limit_s is not None else loaded.run.time_limit_s,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with _interruptible():
         ended = run_grid(loaded, options)
-    except KeyboardInterrupt:
-        text = f"\nInterrupted. What had finished is recorded; `{_again()}` goes on from there."
-        print(text, file=sys.stderr)
-        raise typer.Exit(130) from None
-    print(overview.run_text(ended, _again(), results))
+    print(overview.run_text(ended, _again(), options.results))
     raise typer.Exit(1 if ended.failures else 0)
+
+
+@app.command()
+def tune(
+    grid: GridFile,
+    results: Results = "results",
+    data: Data = "data",
+    optuna_storage: OptunaStorage = None,
+    address: Address = "local",
+    inline: Inline = False,
+    retry: Retry = None,
+    keep_models: KeepModels = False,
+    max_actors: MaxActors = None,
+    actors_per_gpu: ActorsPerGpu = None,
+    time_limit_s: TimeLimit = None,
+) -> None:
+    """Search hyper-parameters for every method of a grid that has no winner yet. Running again resumes.
+
+    Exit code 0: every study has a winner; 1: some have none; 2: bad input; 130: interrupted.
+    """
+    from orchestrator.config import load
+    from orchestrator.session import retry_kinds
+
+    loaded, kinds = load(grid), retry_kinds(retry or ())
+    from orchestrator import tune_runner
+    from orchestrator.runner import Options
+
+    options = Options(
+        results=_outside_job(results),
+        data=_data_folder(data),
+        address=None if inline else address,
+        retry=frozenset(kinds),
+        keep_models=keep_models,
+        max_actors=max_actors if max_actors is not None else loaded.run.max_actors,
+        actors_per_gpu=actors_per_gpu if actors_per_gpu is not None else loaded.run.actors_per_gpu,
+        time_limit_s=time_limit_s if time_limit_s is not None else loaded.run.time_limit_s,
+    )
+    with _interruptible():
+        ended = tune_runner.tune_grid(loaded, options, optuna_storage)
+    print(tune_runner.text(ended, _again(), options.results))
+    raise typer.Exit(1 if ended.failed else 0)
 
 
 def _again() -> str:
@@ -131,6 +177,22 @@ def _outside_job(path: str) -> str:
     return lasting
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a run with a line that says how to go on."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = f"\nInterrupted. What had finished is recorded; `{_again()}` goes on from there."
+        print(text, file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _data_folder(data: str) -> str:
+    return str(Path(_outside_job(data)).expanduser().absolute())
+
+
 @app.command()
 def status(results: Results = "results", as_json: Json = False) -> None:
     """How far the runs in a results folder are, and what failed."""
@@ -144,10 +206,7 @@ def status(results: Results = "results", as_json: Json = False) -> None:
 @app.command()
 def dashboard(
     results: Results = "results",
-    optuna_storage: Annotated[
-        str | None,
-        typer.Option("--optuna-storage", metavar="URL", help="a database instead: postgresql://…"),
-    ] = None,
+    optuna_storage: OptunaStorage = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8080,
     host: Annotated[str, typer.Option(help="the address to listen on; 0.0.0.0: all, without a password")] = (
         "127.0.0.1"
@@ -290,15 +349,29 @@ def suffstats(results: Results = "results") -> None:
 
 @app.command()
 def prepare(
-    datasets: Annotated[list[str], typer.Argument(metavar="DATASET…")],
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET… | image_folder PATH")],
     data: Data = "data",
+    size: Annotated[
+        int | None, typer.Option(min=8, max=1024, metavar="N", help="image_folder: pixels of a side")
+    ] = None,
+    channels: Annotated[int, typer.Option(metavar="3|1", help="image_folder: 3 for colour, 1 for grey")] = 3,
+    name: Annotated[
+        str | None, typer.Option(help="image_folder: its name in grids; else the folder's")
+    ] = None,
 ) -> None:
     """Download and verify datasets. The only command that needs the internet.
 
-    `utkface` is fetched by hand; this says where to put it and verifies it.
+    `utkface` is fetched by hand; this says where to put it and verifies it. `image_folder PATH --size N`
+    reads a folder of pictures, FOLDER/CLASS/picture.jpg, with or without train and test above the classes, or
+    a zip of it, and prints its entry for a grid.
     """
-    from orchestrator import catalogue
+    from orchestrator import catalogue, describe
 
+    if describe.is_folder(datasets, size, channels, name):
+        entry, notes = describe.entry_of(datasets[1], data, size or 0, channels, name)
+        print("\n".join(notes), file=sys.stderr)
+        print(entry, end="")
+        return
     known = catalogue.plugins("datasets")
     unknown = [name for name in datasets if name not in known]
     if unknown:

@@ -222,7 +222,7 @@ class _Scores:
         dataset = next(
             (p.removeprefix("dataset=") for p in folder.split("/") if p.startswith("dataset=")), ""
         )
-        facts = score_facts(dataset, views, versions)
+        facts = score_facts({"name": dataset}, views, versions)
         usual = facts.get("views")
         told = [(self.store.facts(name) or {}).get("views", usual) for name in names]
         return facts | {

@@ -15,29 +15,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     ValidationError,
     model_validator,
 )
 
-from orchestrator import architectures, catalogue, forget_recipes, requests
+from orchestrator import architectures, catalogue, datasets, forget_recipes, requests
 from orchestrator.errors import UserError, nearest
 from orchestrator.grid_errors import lines
 from orchestrator.parameters import check_parameters
 from orchestrator.recipes import resolve
+from orchestrator.strict import Strict
 from orchestrator.strict_yaml import read_yaml
 
 MAX_SEEDS, VAL_FRACTION = 100_000, 0.15
 MAX_SEEDS_OF_PHASE = 1000
-
-
-class Strict(BaseModel):
-    """A section of the grid: unknown keys and values of another type are mistakes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Choice(Strict):
@@ -130,6 +125,13 @@ def _check_name(kind: str, singular: str, name: str) -> str:
     return name
 
 
+def _dataset(value: Any) -> str:
+    """A built-in dataset, or the name of a folder of pictures with its entry."""
+    if type(value) is str and value != datasets.NAME:
+        return _check_name("datasets", "dataset", value)
+    return datasets.folder(value)
+
+
 def _known(kind: str, singular: str) -> AfterValidator:
     return AfterValidator(lambda name: _check_name(kind, singular, name))
 
@@ -185,7 +187,7 @@ def _seeds(value: Any) -> Any:
     return list(range(value)) if isinstance(value, int) else value
 
 
-Dataset = Annotated[str, _known("datasets", "dataset")]
+Dataset = Annotated[str, PlainValidator(_dataset), PlainSerializer(datasets.as_entry)]
 Architecture = Annotated[str, BeforeValidator(architectures.plain), AfterValidator(architectures.checked)]
 MethodChoice = Annotated[Choice, BeforeValidator(_choice), _checked("methods", "method")]
 ForgetChoice = Annotated[Choice, BeforeValidator(_choice), _checked("forget", "forget recipe")]
@@ -196,7 +198,9 @@ class Grid(Strict):
     """A benchmark: the product of datasets, architectures, forget recipes, methods and seeds."""
 
     name: str = ""
-    datasets: Annotated[list[Dataset], Field(min_length=1), AfterValidator(_unique)]
+    datasets: Annotated[
+        list[Dataset], Field(min_length=1), AfterValidator(_unique), AfterValidator(datasets.different)
+    ]
     architectures: Annotated[list[Architecture], Field(min_length=1), AfterValidator(_unique)]
     forget: Annotated[list[ForgetChoice], Field(min_length=1), AfterValidator(_different)]
     methods: Annotated[list[MethodChoice], AfterValidator(_unique)]
@@ -234,7 +238,7 @@ class Grid(Strict):
         """Forget recipes that name a class which a dataset does not have, or all classes of one."""
         problems = []
         for dataset in self.datasets:
-            count = int(catalogue.plugins("datasets")[dataset].constants["num_classes"])
+            count = int(datasets.plugin(dataset).constants["num_classes"])
             for name, values in self._filled():
                 classes = values.get("classes", [])
                 problems += [
@@ -314,7 +318,8 @@ class Grid(Strict):
         if track == "audit" and self.audit is not None and self.audits(dataset, architecture):
             overrides.append(self.audit.training)
         given = (override.model_dump(exclude_none=True) for override in overrides)
-        recipe = resolve(catalogue.plugins("datasets")[dataset], given)
+        named = next((name for name in self.datasets if name == dataset), dataset)
+        recipe = resolve(datasets.plugin(named), given)
         t_mix = recipe.pop("t_mix")
         recipe["version"] = catalogue.training_version("plain")
         if training == "mnemonic":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from orchestrator import catalogue, requests
+from orchestrator import catalogue, datasets, requests
 from orchestrator.keys import canonical
 from orchestrator.plan import Plan, Task
 
@@ -20,9 +20,8 @@ def images(spec: dict[str, Any]) -> float:
     sizes of the sets.
     """
     own = spec["method"] if "method" in spec else spec["training"]["epochs"]
-    return _images(
-        spec["kind"], spec["dataset"]["name"], _key(spec["members"]), _key(spec.get("forget")), _key(own)
-    )
+    parts = (spec["dataset"], spec["members"], spec.get("forget"), own)
+    return _images(spec["kind"], *map(_key, parts))
 
 
 def _key(part: Any) -> str:
@@ -34,7 +33,7 @@ def _key(part: Any) -> str:
 
 @cache
 def _images(kind: str, dataset: str, members: str, forget: str, own: str) -> float:
-    sizes = _sizes(dataset, json.loads(members), json.loads(forget))
+    sizes = _sizes(json.loads(dataset), json.loads(members), json.loads(forget))
     if kind != "unlearn":
         trained = sizes["retain_size"] + (sizes["forget_size"] if kind == "base" else 0)
         return float(json.loads(own)) * trained
@@ -43,9 +42,11 @@ def _images(kind: str, dataset: str, members: str, forget: str, own: str) -> flo
     return sum(passes[name] * sizes[f"{name}_size"] for name in ("retain", "forget", "val"))
 
 
-def _sizes(dataset: str, members: dict[str, Any], forget: dict[str, Any] | None) -> dict[str, float]:
+def _sizes(
+    dataset: dict[str, Any], members: dict[str, Any], forget: dict[str, Any] | None
+) -> dict[str, float]:
     """How many samples the sets of a design have, classes taken as equally large."""
-    constants = catalogue.plugins("datasets")[dataset].constants
+    constants = datasets.constants(dataset) or {}
     pool = constants["pool_size"]
     trained = pool * (1 - members["val_fraction"]) / (2 if members["track"] == "audit" else 1)
     counts = {"pool": pool * (1 - members["val_fraction"]), "members": trained}
@@ -131,8 +132,10 @@ def hours(left: Iterable[Task], timed: Iterable[dict[str, Any]]) -> tuple[float 
 
 def _known(spec: dict[str, Any]) -> bool:
     """Whether the plug-ins of a timed run are still there."""
-    parts = {"datasets": spec["dataset"], "methods": spec.get("method"), "forget": spec.get("forget")}
-    return all(part is None or part["name"] in catalogue.plugins(kind) for kind, part in parts.items())
+    parts = {"methods": spec.get("method"), "forget": spec.get("forget")}
+    return datasets.constants(spec["dataset"]) is not None and all(
+        part is None or part["name"] in catalogue.plugins(kind) for kind, part in parts.items()
+    )
 
 
 def _kind(row: dict[str, Any]) -> tuple[str, ...]:

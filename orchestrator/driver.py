@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the mach
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
+from orchestrator import datasets
 from orchestrator.catalogue import ROOT
 from orchestrator.errors import UserError
 from orchestrator.plan import Task
@@ -129,6 +130,7 @@ class _Driver:
 
         self.session, self.schedule, self.limit_s = session, session.schedule, resources.time_limit_s
         self.data, self.made = data, 0
+        self.folders = datasets.folders(session.plan.grid.datasets)
         self.actor_class = _actor_class(Worker)
         self.cpus, self.gpus, count = _share(resources)
         self.runners = [self._new_runner() for _ in range(min(count, max(1, self.schedule.total)))]
@@ -150,7 +152,8 @@ class _Driver:
 
     def _new_runner(self) -> Runner:
         self.made += 1
-        actor = self.actor_class.options(num_cpus=self.cpus, num_gpus=self.gpus).remote(self.data)
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        actor = self.actor_class.options(**options).remote(self.data, folders=self.folders)
         return Runner(f"actor-{self.made}", actor, actor.holds.remote())
 
     def _samples(self, dataset: str, new: bool) -> dict[str, Any]:

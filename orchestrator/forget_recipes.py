@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import catalogue, id_files, requests
+from orchestrator import catalogue, datasets, id_files, requests
 from orchestrator.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ MOST = 0.9  # of the members of a base may go
 
 def members(dataset: str, val_fraction: float) -> int:
     """How many samples of a dataset can be trained on: its pool less the validation set."""
-    pool = int(catalogue.plugins("datasets")[dataset].constants["pool_size"])
+    pool = int(datasets.plugin(dataset).constants["pool_size"])
     return pool - round(val_fraction * pool)
 
 
@@ -36,7 +36,7 @@ def parameters(dataset: str, choice: Choice) -> dict[str, Any]:
 
 
 def _names(dataset: str) -> list[str]:
-    return str(catalogue.plugins("datasets")[dataset].constants.get("subclass_names", "")).split()
+    return str(datasets.plugin(dataset).constants.get("subclass_names", "")).split()
 
 
 def specification(dataset: str, choice: Choice) -> dict[str, Any]:
@@ -102,10 +102,10 @@ def _subclasses(dataset: str, choice: Choice) -> list[str]:
     if values is None:
         return []
     where = f"forget.{choice.name}.subclasses"
-    datasets = catalogue.plugins("datasets")
-    count = int(datasets[dataset].constants.get("num_subclasses", 0))
+    count = int(datasets.plugin(dataset).constants.get("num_subclasses", 0))
     if not count:
-        having = [name for name, plugin in datasets.items() if plugin.constants.get("num_subclasses")]
+        known = catalogue.plugins("datasets")
+        having = [name for name, plugin in known.items() if plugin.constants.get("num_subclasses")]
         return [f"{where}: {dataset} has no subclasses; datasets that do: {', '.join(having)}."]
     unknown = [
         f"{where}: {dataset} has no subclass {of!r}.{nearest(of, _names(dataset))}"
@@ -182,7 +182,7 @@ def with_lists(path: str, grid: Grid) -> Grid:
 
 def _check_size(source: Path, ids: list[int], grid: Grid) -> None:
     dataset = grid.datasets[0]
-    pool = int(catalogue.plugins("datasets")[dataset].constants["pool_size"])
+    pool = int(datasets.plugin(dataset).constants["pool_size"])
     if len(ids) == pool:
         raise UserError(f"{source}: lists all {pool:,} samples of the pool of {dataset}; none is left.")
     there = members(dataset, grid.val_fraction)

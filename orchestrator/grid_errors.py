@@ -21,6 +21,15 @@ def lines(model: type[BaseModel], path: str, error: ValidationError) -> list[str
     return found
 
 
+def inside(name: str, model: type[BaseModel], error: ValidationError) -> list[str]:
+    """A line for each value of a part of the file, called `name`, that `model` finds wrong, not missing."""
+    return [
+        f"{_where((name, *problem['loc']))}: {_message(model, problem)}"
+        for problem in error.errors()
+        if problem["type"] != "missing"
+    ]
+
+
 def _where(location: tuple[int | str, ...]) -> str:
     """'methods[2]' for ('methods', 2)."""
     text = ""

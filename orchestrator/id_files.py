@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from orchestrator import catalogue
+from orchestrator import datasets
 from orchestrator.errors import UserError
 from workers.designs import list_sha256
 
@@ -43,7 +43,7 @@ def read(path: Path, dataset: str) -> list[int]:
 
 def _problem(text: str, dataset: str) -> str | None:
     """What is wrong with one id of a dataset's pool, None if nothing is."""
-    constants = catalogue.plugins("datasets")[dataset].constants
+    constants = datasets.plugin(dataset).constants
     pool = int(constants["pool_size"])
     test = int(constants.get("test_size", 0))
     if not re.fullmatch(r"-?[0-9]+", text):

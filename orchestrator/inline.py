@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from orchestrator import datasets
 from orchestrator.errors import UserError
 from orchestrator.session import Session
 
@@ -21,7 +22,7 @@ def run(session: Session, data: str, time_limit_s: float) -> None:
     from workers.run_task import TimeLimit
     from workers.worker import Worker
 
-    worker = Worker(data)
+    worker = Worker(data, folders=datasets.folders(session.plan.grid.datasets))
     session.load_datasets(lambda name, new: load_samples(worker, name, new), worker.try_out)
     session.progress.running = 1
     while (task := session.schedule.take(RUNNER)) is not None:

@@ -232,6 +232,10 @@ def list_text(kind: str, facts: list[dict[str, Any]]) -> str:
             either = f"; {' or '.join(row['alternatives'])}, not both" if row["alternatives"] else ""
             lines.append(f"    scope {row['scope']}; {AUDIT_SETS[row['audit_sets']]}{either}")
         lines += [f"    {name} = {p['default']}  ({_range(p)})" for name, p in row["parameters"].items()]
+    if kind == "datasets":
+        lines.append(
+            "Any folder of pictures: `lethe prepare image_folder PATH --size 64` prints its entry for a grid."
+        )
     return re.sub(r" +$", "", "\n".join(lines), flags=re.MULTILINE)
 
 

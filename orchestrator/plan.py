@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from orchestrator import catalogue, forget_recipes, requests
+from orchestrator import catalogue, datasets, forget_recipes, requests
 from orchestrator.cells import PLAIN, TRACKS, Cell, Key, References, Variant
 from orchestrator.config import Audit, Choice, Grid
 from orchestrator.keys import Digester, derived_seed, digest, present
@@ -44,6 +44,7 @@ class Task:
     id: str
     spec: dict[str, Any]
     after: tuple[str, ...] = ()
+    dataset: str = ""  # its name in results where that is not the one in `spec`
 
     @property
     def kind(self) -> str:
@@ -69,7 +70,7 @@ class Task:
             "task_id": self.id,
             "kind": spec["kind"],
             "track": spec["members"]["track"],
-            "dataset": spec["dataset"]["name"],
+            "dataset": self.dataset or spec["dataset"]["name"],
             "architecture": spec["architecture"]["name"],
             "forget": forget_label(spec.get("forget")),
             "method": spec["method"]["name"] if "method" in spec else "",
@@ -164,12 +165,13 @@ class Builder:
 
     def __init__(self, grid: Grid, dataset: str, architecture: str) -> None:
         self.grid, self.dataset, self.architecture = grid, dataset, architecture
+        self.known = datasets.of(dataset)
         self.tasks: dict[str, Task] = {}
         self.digester = Digester(SHARED)
         self._recipes: dict[tuple[str, str], dict[str, Any]] = {}
         self.impossible: dict[str, tuple[Task, str]] = {}
         self.common = {
-            "dataset": _versioned("datasets", dataset),
+            "dataset": self.known.spec,
             "architecture": _versioned("architectures", architecture),
         }
         self.recipes = {track: grid.recipe(dataset, architecture, track) for track in TRACKS}
@@ -188,7 +190,7 @@ class Builder:
         return known
 
     def add(self, spec: dict[str, Any], after: tuple[str, ...] = ()) -> str:
-        task = Task(self.digester.digest(spec), spec, after)
+        task = Task(self.digester.digest(spec), spec, after, self.known.name)
         self.tasks.setdefault(task.id, task)
         return task.id
 
@@ -211,7 +213,7 @@ class Builder:
         wanted = self.audit.retrains_per_base if self.audit else 0
         cell = Cell(
             id=digest(identity),
-            dataset=self.dataset,
+            dataset=self.known.name,
             architecture=self.architecture,
             forget=forget_label(forget),
             retrains_per_base=min(wanted, sets),
@@ -277,7 +279,7 @@ class Builder:
         for place in self._places(0, forget):
             spec = {**self.common, "members": place.members, "seed": place.seed, "kind": "unlearn"}
             spec |= {"forget": forget, "method": self.methods[variant.method]}
-            task = Task(digest(spec), spec)
+            task = Task(digest(spec), spec, dataset=self.known.name)
             variant.tasks[place.track, place.seed, 0] = task.id
             self.impossible[task.id] = (task, f"{variant.method} {reason}")
 
@@ -297,7 +299,7 @@ class Builder:
             yield Place("audit", base, members, sets, False)
 
     def _names(self, place: Place) -> tuple[Any, ...]:
-        return (self.dataset, self.architecture, place.track, place.seed)
+        return (self.known.key, self.architecture, place.track, place.seed)
 
     def _common(self, place: Place) -> dict[str, Any]:
         """What the specifications of all tasks of one place share."""

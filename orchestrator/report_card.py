@@ -117,8 +117,9 @@ def _views(store: Store, cell: Cell, runs: dict[str, dict[str, Any]]) -> int | N
     done = [task for task in bases if task in runs and runs[task]["status"] == "done"]
     if not done:
         return None
-    folder = score_folder(cell.dataset, cell.architecture, "base", "")
-    table = store.read_table("scores", ["task_id", "view"], folder)
+    folders = {score_folder(runs[task]["dataset"], cell.architecture, "base", "") for task in done}
+    tables = [store.read_table("scores", ["task_id", "view"], folder) for folder in sorted(folders)]
+    table = pa.concat_tables(tables)
     mine = table.filter(pc.is_in(table["task_id"], pa.array(done)))
     last = mine.group_by("task_id").aggregate([("view", "max")])["view_max"]
     return 1 + int(pc.min(last).as_py()) if len(last) else None

@@ -30,7 +30,7 @@ SEEDED = (*MEASURED, "ret_dev", "ret_dev_own", "indisc", "rte", "utility_price")
 LEDGER = (
     *MEASURED,
     *("kind", "status", "reason", "warnings", "log", "device", "commit", "versions"),
-    *("dataset_sha256", "weights_sha256"),
+    *("dataset", "dataset_sha256", "weights_sha256"),
 )
 
 Audits = dict[tuple[str, ...], list[dict[str, Any]]]  # which row of the report -> its rows of audits

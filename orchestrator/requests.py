@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from orchestrator import catalogue
+from orchestrator import catalogue, datasets
 from workers.requests import groups, is_last
 
 Request = dict[str, int]
@@ -66,8 +66,9 @@ def problems(
     if count == 1:
         return
     named = list(datasets)
-    of = f"{LEAST} samples each in a forget set of the audit" if audited else "a sample each"
     for name, values in recipes:
+        in_audit = audited and catalogue.plugins("forget")[name].audit_sets != "none"
+        of = f"{LEAST} samples each in a forget set of the audit" if in_audit else "a sample each"
         text = f"requests: {count} are too many for forget.{name}, at most"
         classes = values.get("classes", []) if catalogue.plugins("forget")[name].scope == "class" else []
         if classes:
@@ -75,17 +76,17 @@ def problems(
                 yield f"{text} {len(classes)}, one a class."
             continue
         for dataset in named:
-            size = _size(name, values, dataset, val_fraction, audited)
-            most = max(1.0, size // (LEAST if audited else 1))
+            size = _size(name, values, dataset, val_fraction, in_audit)
+            most = size if math.isinf(size) else max(1.0, size // (LEAST if in_audit else 1))
             if count > most:
                 yield f"{text} {most:.0f} with {of}, on {dataset}."
 
 
 def _size(name: str, values: dict[str, Any], dataset: str, val_fraction: float, audited: bool) -> float:
     """How many samples a forget set has; infinite where files say so that are not read here."""
-    facts = catalogue.plugins("datasets")[dataset].constants
+    facts = datasets.plugin(dataset).constants
     pool = facts["pool_size"] * (1 - val_fraction)
-    members = pool / 2 if audited else pool
+    members: float = pool / 2 if audited else pool
     defaults = {key: of.default for key, of in catalogue.plugins("forget")[name].parameters.items()}
     known = {key: len(v) if isinstance(v, list) else v for key, v in (defaults | values).items()}
     known |= {key: facts.get(key, 0) for key in ("num_classes", "num_subclasses")}

@@ -76,11 +76,12 @@ def _run_session(plan: Plan, store: Store, lock: Lock, display: Display, options
         limit=options.limit,
         keep_models=options.keep_models,
     ) as session:
-        _run(session, options)
+        run_session(session, options)
     return session
 
 
-def _run(session: Session, options: Options) -> None:
+def run_session(session: Session, options: Options) -> None:
+    """Run every task of a session, inline or on Ray."""
     if not session.schedule.total:
         return
     if options.address is None:

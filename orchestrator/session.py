@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import __version__, schema
+from orchestrator import __version__, datasets, schema
 from orchestrator.architectures import requires
 from orchestrator.errors import UserError
 from orchestrator.keys import canonical
@@ -159,7 +159,7 @@ class Session:
             self._scores.setdefault(folder, []).extend(rows)
         if outcome is not None and outcome.design and outcome.design["design"] not in self._designs:
             self._designs.add(outcome.design["design"])
-            self._new_designs.append(outcome.design)
+            self._new_designs.append(outcome.design | {"dataset": row["dataset"]})
         self._rows.append(row)
 
     def _count(self, status: str) -> None:
@@ -195,8 +195,8 @@ class Session:
         models = {row["task_id"] for row in scores}
         made = [row for row in self._rows if row["task_id"] in models]
         views = 1 + max(row["view"] for row in scores)
-        specs = (json.loads(row["spec"]) for row in made)
-        return score_facts(made[0]["dataset"], views, (row["versions"] for row in made), specs)
+        specs = [json.loads(row["spec"]) for row in made]
+        return score_facts(specs[0]["dataset"], views, (row["versions"] for row in made), specs)
 
     def load_datasets(
         self, load: Callable[[str, bool], dict[str, Any]], try_out: Callable[[str, str], str]
@@ -207,7 +207,8 @@ class Session:
         load: name, and whether the table samples lacks it, so that its duplicates are wanted -> its facts.
         try_out: why an architecture cannot take a dataset's images, '' where it can.
         """
-        loaded = {name: load(name, not self._known_samples(name)) for name in self.plan.grid.datasets}
+        known = [datasets.of(dataset) for dataset in self.plan.grid.datasets]
+        loaded = {d.name: load(d.key, not self._known_samples(d.name)) for d in known}
         self._try_architectures(try_out)
         for name, facts in loaded.items():
             self.write_samples(name, facts)
@@ -218,7 +219,11 @@ class Session:
         pairs = [
             (name, dataset) for name in grid.architectures if requires(name) for dataset in grid.datasets
         ]
-        problems = [f"{dataset}  {line}" for name, dataset in pairs if (line := try_out(name, dataset))]
+        problems = [
+            f"{dataset}  {line}"
+            for name, dataset in pairs
+            if (line := try_out(name, datasets.of(dataset).key))
+        ]
         if problems:
             raise UserError(*problems)
 

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from orchestrator import atomic, catalogue, parquet, schema
+from orchestrator import atomic, datasets, parquet, schema
 from orchestrator.errors import UserError
 from workers.views import mirrors, views_of
 
@@ -97,6 +97,10 @@ class Store:
             return "foreign"
         entries = self.fs.get_file_info(fs.FileSelector(self.root))
         return "foreign" if [e for e in entries if e.base_name != "LOCK"] else "absent"
+
+    def identity(self) -> str:
+        """What tells these results from others, wherever they lie: when they were begun."""
+        return str(json.loads(self.read(MARKER)).get("created_at", ""))
 
     def _check_version(self) -> None:
         try:
@@ -348,16 +352,17 @@ def score_rows(
 
 
 def score_facts(
-    dataset: str, views: int, versions: Iterable[str], specs: Iterable[dict[str, Any]] = ()
+    dataset: dict[str, Any], views: int, versions: Iterable[str], specs: Iterable[dict[str, Any]] = ()
 ) -> dict[str, Any]:
     """What the metadata of a file of `scores` say: the definition of φ, what each view is (mirrored, pixels
     down, pixels to the right), and the software versions that made the models. specs: of the models; where
-    some of them mirror and some do not, a view has no one meaning and `views` is None.
+    some of them mirror and some do not, a view has no one meaning and `views` is None. dataset: as
+    specifications have it.
     """
     facts: dict[str, Any] = {"phi": schema.PHI, "versions": sorted(set(versions))}
-    known = catalogue.plugins("datasets").get(dataset)
+    known = datasets.constants(dataset)
     if known is not None:
-        usual = bool(known.constants["augment_flip"])
+        usual = bool(known["augment_flip"])
         flips = {mirrors(spec, usual) for spec in specs} or {usual}
         facts["views"] = views_of(flips.pop(), strong=True)[:views] if len(flips) == 1 else None
     return facts

@@ -43,7 +43,7 @@ def trial_tasks(grid: Grid, trial: Trial) -> tuple[Task, Task, Task]:
     listed = {"listed": forget["ids"]["sha256"]} if "ids" in forget else {}
     members = {"track": TRACK, "phase": trial.phase, "val_fraction": grid.val_fraction} | listed
     variant = builder.variant(method)
-    cell = Cell("", trial.dataset, trial.architecture, forget_label(forget), 0, {}, {}, [variant])
+    cell = Cell("", builder.known.name, trial.architecture, forget_label(forget), 0, {}, {}, [variant])
     place = Place(TRACK, trial.seed, members, 1, True)
     builder.fill(cell, forget, place, method.training, [variant], {}, ())
     key = (TRACK, trial.seed, 0)

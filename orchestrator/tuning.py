@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from attacks.metrics import mean_interval
-from orchestrator import catalogue, tuned
+from orchestrator import catalogue, datasets, forget_recipes, tuned
 from orchestrator.catalogue import Parameter
 from orchestrator.config import Choice, Grid
 from orchestrator.keys import canonical, digest
@@ -77,10 +77,9 @@ def _entry(grid: Grid, dataset: str, architecture: str, forget: Choice, choice: 
 
 def place(grid: Grid, dataset: str, architecture: str, forget: Choice) -> Place:
     """Where a winner holds: what decides the bases of the main track is part of it."""
-    values = catalogue.with_defaults("forget", forget.name, forget.parameters)
-    recipe = {"name": forget.name, "parameters": values}
+    recipe = forget_recipes.specification(dataset, forget)
     training = [grid.recipe(dataset, architecture, "main"), grid.val_fraction, grid.augment_unlearning]
-    return Place(dataset, architecture, forget_label(recipe), digest(training)[:8])
+    return Place(datasets.of(dataset).name, architecture, forget_label(recipe), digest(training)[:8])
 
 
 def space(grid: Grid, choice: Choice) -> dict[str, Parameter]:

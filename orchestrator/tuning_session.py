@@ -8,11 +8,11 @@ from typing import Any
 from orchestrator import forget_recipes
 from orchestrator.config import Grid
 from orchestrator.lock import Lock
+from orchestrator.objective import Row
 from orchestrator.plan import Plan, Task
 from orchestrator.session import Display, Session
 from orchestrator.store import Store
 from orchestrator.trials import TRACK
-from orchestrator.objective import Row
 from orchestrator.tune import JUDGED, Tuner
 
 COLUMNS = ("task_id", "track", "kind", "status", "reason", "wall_s", "val_mia", "epoch_values", *JUDGED)

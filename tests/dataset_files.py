@@ -20,6 +20,7 @@ from torchvision import datasets as theirs
 from methods.base import plugin
 from workers.data import Arrays
 from workers.files import Damaged
+from workers.image_folder import ImageFolder, scan
 
 RNG = np.random.default_rng(0)
 POOL, TEST = 20, 5
@@ -187,3 +188,59 @@ def zipped(files: dict[str, bytes], path: Path, *folders: str) -> None:
 def write_to(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
+
+
+# ---- folders of pictures ---------------------------------------------------------------------------------
+
+
+def picture(
+    colour: Any = (200, 100, 50), form: str = "PNG", mode: str = "RGB", size: int = 12, **options: Any
+) -> bytes:
+    """A file of one colour."""
+    file = io.BytesIO()
+    Image.new(mode, (size, size), colour).save(file, form, **options)
+    return file.getvalue()
+
+
+def write_pictures(
+    folder: Path, classes: tuple[str, ...] = ("daisy", "rose"), each: int = 5, parts: tuple[str, ...] = ("",)
+) -> dict[str, bytes]:
+    """Noise in PNG and JPEG files, FOLDER/[part/]CLASS/number; the files by name."""
+    files = {}
+    for part in parts:
+        for name in classes:
+            for number in range(each):
+                ending = ("png", "JPG", "jpeg")[number % 3]
+                seed = hashlib.md5(f"{part}{name}{number}".encode()).digest()
+                noise = np.random.default_rng(list(seed)).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+                file = io.BytesIO()
+                Image.fromarray(noise).save(file, "PNG" if ending == "png" else "JPEG")
+                files["/".join(filter(None, (part, name, f"{number}.{ending}")))] = file.getvalue()
+    for name in reversed(files):
+        write_file(folder / name, files[name])
+    return files
+
+
+def write_file(path: Path, data: bytes = b"no picture") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def image_folder(source: Path, size: int = 8, channels: int = 3, **changes: Any) -> ImageFolder:
+    """The dataset that a folder is."""
+    found = scan(source, size, channels)
+    facts = {
+        "name": "image_folder-0123456789",
+        "title": "flowers",
+        "path": str(source),
+        "size": size,
+        "channels": channels,
+        "num_classes": len(found.classes),
+        "pool_size": len(found.arrays.pool_labels),
+        "test_size": len(found.arrays.test_labels),
+        "mean": (0.5,) * channels,
+        "std": (0.25,) * channels,
+        "sha256": found.sha256,
+    }
+    return ImageFolder(**(facts | changes))

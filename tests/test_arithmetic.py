@@ -24,6 +24,8 @@ def numbers(plan: Plan) -> dict[tuple[str, str], tuple[int, int, int]]:
 
 def value(factors: str) -> int:
     """What a text like '2 × 3 seeds + 4 cells' comes to."""
+    if not factors:
+        return 0
     digits = (
         [re.findall(r"[\d,]+", factor)[0] for factor in factors.split(" × ")] if " + " not in factors else []
     )
@@ -101,6 +103,9 @@ CHANGES: list[dict[str, Any]] = [
     {"datasets": ["digits", "mnist"], "audit": None, "tune": {"trials": 2}},
     {"methods": ["finetune", "scrub"], "audit": {"pairs": 5, "methods": ["scrub"]}},
     {"methods": [], "seeds": 1200},
+    {"forget": ["memorised"]},  # its bases of the audit track belong to no cell
+    {"requests": 2, "audit": None, "tune": {"trials": 3}},
+    {"requests": 2, "audit": {"pairs": 4, "forget_sets": 2}, "architectures": ["cnn_small", "vit_tiny"]},
     {"forget": ["random", {"random": {"fraction": 0.2}}], "tune": {"audit": {"bases": 3, "trials": 4}}},
 ]
 

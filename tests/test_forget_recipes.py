@@ -16,7 +16,9 @@ from orchestrator.cost import _sizes
 from orchestrator.errors import UserError
 from orchestrator.keys import digest
 from orchestrator.plan import Plan, Task, make_plan
+from orchestrator.schedule import Schedule
 from tests.conftest import Lethe, grid_data
+from tests.test_schedule import drain
 from workers.data import DeviceDataset
 from workers.run_task import Design
 
@@ -232,6 +234,18 @@ def test_a_csv_without_the_column_a_missing_file_and_the_same_list_twice(write_g
     assert problems(path) == ["forget: listed is named twice with the same samples."]
 
 
+def test_a_list_that_does_not_fit_the_split_or_the_requests(write_grid: WriteGrid) -> None:
+    path = listed(write_grid, "7\n8\n9\n", split="paper")
+    (line,) = problems(path)
+    assert line == "forget.listed: with split: paper the validation set is fixed and may hold listed samples."
+    path = listed(write_grid, "7\n8\n9\n", requests=4, audit=None)
+    (line,) = problems(path)
+    assert line.endswith("ids.txt: 3 samples are too few for requests: 4, at least 4.")
+    assert load(str(listed(write_grid, "7\n8\n9\n", requests=3, audit=None))).requests == 3
+    (line,) = problems(listed(write_grid, "\n".join(map(str, range(95))), requests=3))
+    assert line.endswith("ids.txt: 95 samples are too few for requests: 3, at least 96.")
+
+
 def test_one_listed_sample_is_enough_without_an_audit(write_grid: WriteGrid) -> None:
     assert load(str(listed(write_grid, "7\n", audit=None))).forget[0].ids == (7,)
 
@@ -296,6 +310,25 @@ def test_memorised_waits_for_the_bases_of_the_audit_and_has_no_audit_of_its_own(
     }
     wider = plan_of(forget=[{"memorised": {"count": 5}}], audit={"pairs": 5, "forget_sets": 2})
     assert {t.id for t in wider.tasks if t.after}.isdisjoint(alone.by_id), "other bases, another forget set"
+
+
+def test_memorised_in_requests_waits_for_the_bases_in_each_of_them() -> None:
+    plan = plan_of(forget=[{"memorised": {"count": 6}}], requests=3, seeds=1)
+    waiting = [task for task in plan.tasks if task.kind != "base"]
+    assert len(waiting) == 3 + 3 and all(len(task.after) == 8 for task in waiting)
+    chain = [task for task in waiting if task.kind == "unlearn"]
+    assert [task.base in {t.id for t in chain} for task in chain] == [False, True, True]
+    order = [task.id for task in plan.tasks]
+    for task in waiting:
+        assert all(order.index(name) < order.index(task.id) for name in task.after)
+    assert sorted(drain(Schedule(plan.tasks, {}))) == sorted(order)
+
+
+def test_the_forget_sets_of_random_by_count_are_split_into_requests_too(write_grid: WriteGrid) -> None:
+    (line,) = problems(write_grid(forget=[{"random": {"count": 9}}], requests=10, audit=None))
+    assert line.startswith("requests: 10 are too many for forget.random, at most 9 ")
+    (line,) = problems(write_grid(forget=[{"random": {"fraction": 0.01}}], requests=100, audit=None))
+    assert line.startswith("requests: 100 are too many for forget.random, at most 12 ")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator import datasets
 from orchestrator.config import Grid
-from tests.conftest import ROOT, Lethe
+from tests.conftest import ROOT, Lethe, grid_data
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -19,8 +20,10 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_grid_is_valid_and_small_enough_to_plan(lethe: Lethe, tmp_path: Path) -> None:
-    [text] = blocks("yaml")
+    text, folder = blocks("yaml")
     Grid.model_validate(yaml.safe_load(text))
+    [entry] = Grid.model_validate(grid_data(**yaml.safe_load(folder))).datasets
+    assert f"results: {datasets.of(entry).name}\n" in folder
     path = tmp_path / "my.yaml"
     path.write_text(text)
     done = lethe("plan", path)
@@ -46,7 +49,9 @@ def test_each_command_exists(lethe: Lethe, command: str) -> None:
 
 def test_options_named_in_prose_exist(lethe: Lethe) -> None:
     options = set(re.findall(r"--[a-z][a-z-]+", README)) - {"--working-dir"}  # that one is Ray's
-    known = "".join(lethe(command, "--help").stdout for command in ("run", "report", "plan", "list", "audit"))
+    known = "".join(
+        lethe(command, "--help").stdout for command in ("run", "report", "plan", "list", "audit", "prepare")
+    )
     assert not {option for option in options if option not in known}
 
 

@@ -193,17 +193,16 @@ def recipe(name: str = "random", **parameters: Any) -> Any:
     return plugin("workers.forget", name)(**parameters)
 
 
+@pytest.mark.parametrize("split", [{}, {"split": {"name": "paper", "version": 1}}])
 @pytest.mark.parametrize("count", [2, 3, 7])
-def test_requests_are_a_stratified_partition_of_the_forget_set(count: int) -> None:
-    made = ("toy", LABELS, MAIN, recipe(fraction=0.3), "key", None)
+def test_requests_are_a_stratified_partition_of_the_forget_set(count: int, split: dict[str, Any]) -> None:
+    made = ("toy", LABELS, MAIN | split, recipe(fraction=0.3), "key", None)
     gone, fold = designs.build(*made) == FORGET, requests.fold(count, *made)
-    assert np.array_equal(fold >= 0, gone)
+    assert gone.sum() == 135 and np.array_equal(fold >= 0, gone)
     for group in [gone] + [gone & (c == LABELS) for c in range(10)]:
         sizes = np.bincount(fold[group], minlength=count)
         assert len(sizes) == count and sizes.max() - sizes.min() <= 1
-    assert not np.array_equal(
-        fold, requests.fold(count, "toy", LABELS, MAIN, recipe(fraction=0.3), "b", None)
-    )
+    assert not np.array_equal(fold, requests.fold(count, *made[:-2], "another key", None))
 
 
 def test_a_sample_has_the_same_request_in_all_bases_of_the_audit() -> None:

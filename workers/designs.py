@@ -170,9 +170,8 @@ def forgettable(
     common = (dataset, recipe["val_fraction"], key)
     if draw is None and "split" in recipe and hasattr(forget, "paper_draw"):
         order, _ = paper_split(np.arange(len(labels)), recipe["val_fraction"])
-        states[forget.paper_draw(order)] = FORGET
-        return states
-    if draw is None:
+        chosen = np.isin(np.arange(len(labels)), forget.paper_draw(order))
+    elif draw is None:
         chosen = forget.draw(labels, states == RETAIN, rng("forget", *_tuning(recipe), *common))
     else:
         chosen = forget.audited(labels, states != VAL, draw["of"], rng("audited", *common))

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 class Damaged(FileNotFoundError):
@@ -54,8 +54,15 @@ def reading(name: str, folder: Path, path: Path, first: str = "") -> Iterator[No
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: {path} is missing. {to_do}") from None
     except DECODING as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise Damaged(f"{name}: {path} cannot be used: {reason[:200].rstrip('.')}. {to_do}") from error
+        raise Damaged(f"{name}: {path} cannot be used: {why(error)}. {to_do}") from error
+
+
+def why(error: Exception) -> str:
+    """What went wrong with a file, as a few words without a full stop."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image format that is known"  # Pillow's own words hold an address in memory
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return reason[:200].rstrip(".")
 
 
 def check_md5(path: Path, md5: str) -> None:

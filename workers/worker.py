@@ -10,6 +10,7 @@ import json
 import platform
 import socket
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from methods.base import fit, plugin, sgd
 from workers import architectures, duplicates
 from workers.data import DeviceDataset, View
+from workers.image_folder import ImageFolder
 from workers.run_task import Base, Outcome, build, generator, run_task, seeded, unpack_base
 
 WARM_UP_SAMPLES = 512
@@ -30,16 +32,23 @@ class Worker:
     """Runs tasks on one device.
 
     data: folder of the datasets. device: 'auto' (a GPU if this process sees one), 'cpu' or 'cuda'. hot: how
-    many base models stay on the device. On a CPU a worker uses one thread: several busy processes with two
-    threads each were seen 10–100 times slower.
+    many base models stay on the device. folders: what image_folder.ImageFolder takes for each folder of
+    pictures, by its name in task specifications. On a CPU a worker uses one thread: several busy processes
+    with two threads each were seen 10–100 times slower.
     """
 
-    def __init__(self, data: str, device: str = "auto", hot: int = 4) -> None:
+    def __init__(
+        self,
+        data: str,
+        device: str = "auto",
+        hot: int = 4,
+        folders: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(name)
         if self.device.type == "cpu":
             torch.set_num_threads(1)
-        self._folder, self._hot = Path(data), hot
+        self._folder, self._hot, self._folders = Path(data), hot, folders or {}
         self._datasets: dict[str, DeviceDataset] = {}
         self._bases: OrderedDict[str, Base] = OrderedDict()
         self._warm: set[tuple[str, str]] = set()
@@ -92,7 +101,10 @@ class Worker:
     def dataset(self, name: str) -> DeviceDataset:
         """The dataset on the device; loaded at the first call."""
         if name not in self._datasets:
-            made = plugin("workers.datasets", name)()
+            given = self._folders.get(name)
+            if given is None and name.startswith("image_folder-"):
+                raise LookupError(f"{name}: no folder was given to this worker for it")
+            made = plugin("workers.datasets", name)() if given is None else ImageFolder(**given)
             self._datasets[name] = DeviceDataset(made, made.load(self._folder), self.device)
         return self._datasets[name]
 
