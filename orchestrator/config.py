@@ -26,7 +26,7 @@ from pydantic import (
 from orchestrator import architectures, catalogue, datasets, forget_recipes, requests
 from orchestrator.errors import UserError, nearest
 from orchestrator.grid_errors import lines
-from orchestrator.parameters import check_parameters
+from orchestrator.parameters import check_parameters, poison_problems
 from orchestrator.recipes import resolve
 from orchestrator.strict import Strict
 from orchestrator.strict_yaml import read_yaml
@@ -226,6 +226,7 @@ class Grid(Strict):
         sizes = self._filled(), self.datasets, self.val_fraction, self.audit is not None
         problems += requests.problems(self.requests, *sizes)
         problems += forget_recipes.problems(self)
+        problems += [problem for name, values in self._filled() for problem in poison_problems(name, values)]
         if problems:
             raise ValueError("\n".join(problems))
         return self

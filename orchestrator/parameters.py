@@ -75,3 +75,13 @@ def _parameter_problem(parameter: Parameter, value: Any, bounded: bool) -> str |
     if bounded and not parameter.low <= value <= parameter.high:
         return f"is out of range, {parameter.low:g} to {parameter.high:g} are allowed."
     return None
+
+
+def poison_problems(forget: str, values: dict[str, Any]) -> list[str]:
+    """What is wrong with all parameters of a forget recipe taken together: that it would poison nothing."""
+    if values.get("noise", 1) or values.get("flip_labels"):
+        return []
+    return [
+        f"forget.{forget}: noise 0.0 and flip_labels false poison nothing. Set one of them, or write"
+        f" random: {{fraction: {values['fraction']:g}}}."
+    ]

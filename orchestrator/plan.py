@@ -4,6 +4,7 @@ Main track: one fixed split; per seed a base, per forget recipe a retrain and an
 Audit track: per complementary pair two bases; per forget set of a base an unlearn task for each method, and a
 retrain for the first `retrains` of them (spec: attacks, the cross design). A method that needs bases trained
 in another way gets bases and retrains of its own; one that is not made for a forget recipe is not run on it.
+A forget recipe that poisons what may be forgotten gets bases of its own too.
 Requests in turn: a cell for each, whose unlearn tasks start from those of the request before.
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from orchestrator import catalogue, datasets, forget_recipes, requests
+from orchestrator import catalogue, datasets, forget_recipes, poison, requests
 from orchestrator.cells import PLAIN, TRACKS, Cell, Key, References, Variant
 from orchestrator.config import Audit, Choice, Grid
 from orchestrator.keys import Digester, derived_seed, digest, present
@@ -72,7 +73,7 @@ class Task:
             "track": spec["members"]["track"],
             "dataset": self.dataset or spec["dataset"]["name"],
             "architecture": spec["architecture"]["name"],
-            "forget": forget_label(spec.get("forget")),
+            "forget": forget_label(spec.get("forget", spec.get("poisoned"))),
             "method": spec["method"]["name"] if "method" in spec else "",
             "training": _training(spec),
             "seed": spec["seed"],
@@ -311,11 +312,14 @@ class Builder:
         codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
         return {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
 
-    def _base(self, place: Place, training: str) -> str:
-        """Add the base of one place and training recipe."""
-        recipe = self.recipe(place.track, training)
-        seeds = self._base_seeds(place, training)
-        return self.add({**self._common(place), "kind": "base", "training": recipe, "seeds": seeds})
+    def _base(self, place: Place, training: str, forget: dict[str, Any] | None = None) -> str:
+        """Add the base of one place and training recipe; forget: the recipe, which may poison it."""
+        seed, poisoned = poison.of(forget, self._names(place), place)
+        own = {
+            "training": self.recipe(place.track, training),
+            "seeds": self._base_seeds(place, training) | seed,
+        }
+        return self.add({**self._common(place), **poisoned, **own, "kind": "base"})
 
     def fill(
         self,
@@ -333,8 +337,9 @@ class Builder:
         """
         names, common = self._names(place), self._common(place)
         recipe = self.recipe(place.track, training)
-        base, seeds = self._base(place, training), self._base_seeds(place, training)
+        base, seeds = self._base(place, training, forget), self._base_seeds(place, training)
         codes = {"codes": seeds["codes"]} if "codes" in seeds else {}
+        poisoning, _ = poison.of(forget, self._names(place), place)
         references = cell.references(PLAIN)
         if training != PLAIN:
             references = cell.changed.setdefault(variants[0].training, References({}, {}))
@@ -344,7 +349,7 @@ class Builder:
             key = (place.track, place.seed, index)
             references.bases[key] = base
             if place.fixed or index < cell.retrains_per_base:
-                own = self._retrain_seeds(names, index, place, seeds) | codes
+                own = self._retrain_seeds(names, index, place, seeds) | codes | poisoning
                 without = requests.for_retrain(chosen)
                 references.retrains[key] = self.add(
                     {**common, "kind": "retrain", "forget": without, "training": recipe, "seeds": own}, after
@@ -360,7 +365,7 @@ class Builder:
                         "kind": "unlearn",
                         "augment": recipe["augment"] and self.grid.augment_unlearning,
                         "method": self.methods[variant.method],
-                        "seeds": own,
+                        "seeds": own | poisoning,
                     },
                     after,
                 )

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator import figures, report_audit, report_card
+from orchestrator import figures, report_audit, report_card, report_poison
 from orchestrator.report_card import ENOUGH_PAIRS, TOO_NARROW, Card
 from orchestrator.report_columns import COLUMNS, Column
 from orchestrator.report_duplicates import lines as told
@@ -139,7 +139,7 @@ def caption(cell: CellReport) -> str:
     """What the numbers of a cell rest on."""
     seeds = max((row["n"] for row in cell.rows), default=0)
     audits = [row for row in cell.rows if row["pairs"]]
-    text = f"Main track: {seeds} seed{'' if seeds == 1 else 's'}."
+    text = f"Main track: {seeds} seed{'' if seeds == 1 else 's'}.{report_poison.note(cell.rows)}"
     if not audits:
         return f"{text} No audit."
     most = max(audits, key=lambda row: row["n_positive"])

@@ -21,6 +21,7 @@ from orchestrator.audit import Row, rows_of
 from orchestrator.figures_roc import RESOLVED
 from orchestrator.keys import canonical, digest
 from orchestrator.plan import Cell
+from orchestrator.report_poison import not_shown
 from orchestrator.report_rows import CellReport, Entry, Report
 from orchestrator.store import Store, score_folder
 
@@ -90,7 +91,7 @@ def _card(store: Store, report: Report, found: CellReport) -> Card:
         "versions": [json.loads(text) for text in _distinct(runs, "versions")],
         "devices": _distinct(runs, "device"),
     }
-    return card | {"not_shown": _limits(card)}
+    return card | {"not_shown": _limits(card) + not_shown(cell.forget)}
 
 
 # ---- what is on a card -------------------------------------------------------------------------------------

@@ -39,7 +39,22 @@ COLUMNS = (
     Column("n", "Seeds", "seeds with a finished run on the main track", "plain"),
     Column("ra", "RA", "accuracy on the retain set"),
     Column("fa", "FA", "accuracy on the forget set"),
+    Column(
+        "fa_flipped",
+        "FA, flipped",
+        "accuracy on the forget set against the wrong labels the base was trained on; best is the value of"
+        " retraining. FA is against the right labels, which forgetting brings back",
+        optional=True,
+    ),
     Column("ta", "TA", "accuracy on the test set"),
+    Column(
+        "gus",
+        "GUS",
+        "Gaussian unlearning score (arXiv 2406.17216): how far the loss falls towards the noise that a"
+        " forgotten sample was trained with, mean of −⟨g, ξ⟩/(ε‖g‖) at the clean image. 0: the noise is not"
+        " remembered, as in retraining; the base has its full memory. A negative value is a mark too",
+        optional=True,
+    ),
     Column("ef", "E_F", "error on the test samples of the forgotten classes; 1 is best", optional=True),
     Column("ar", "A_R", "accuracy on the test samples of the other classes", optional=True),
     Column(

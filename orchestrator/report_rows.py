@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 
 from attacks import population_loss, ulira
-from orchestrator import audit, catalogue, plans, report_attacks, report_audit, report_duplicates, report_rank
+from orchestrator import (
+    audit,
+    catalogue,
+    plans,
+    report_attacks,
+    report_audit,
+    report_duplicates,
+    report_poison,
+    report_rank,
+)
 from orchestrator.audit import Reader, Row, rows_of
 from orchestrator.keys import canonical, digest
 from orchestrator.plan import PLAIN, Cell, Key
@@ -25,10 +34,10 @@ from orchestrator.report_audit import Values, finite, interval
 from orchestrator.store import Store
 from workers.designs import FORGET, RETAIN
 
-MEASURED = ("ra", "fa", "va", "ta", "ef", "ar", "wall_s", "prepaid_s")
+MEASURED = ("ra", "fa", "va", "ta", "ef", "ar", "wall_s", "prepaid_s", *report_poison.SEEDED)
 SEEDED = (*MEASURED, "ret_dev", "ret_dev_own", "indisc", "rte", "utility_price")
 LEDGER = (
-    *MEASURED,
+    *(*MEASURED, "gus_samples"),
     *("kind", "status", "reason", "warnings", "log", "device", "commit", "versions"),
     *("dataset", "dataset_sha256", "weights_sha256"),
 )
@@ -174,6 +183,7 @@ def _entry(ledger: Ledger, row: Row, label: str, audits: list[dict[str, Any]]) -
     for name in SEEDED:
         of = indisc if name == "indisc" else seeds
         facts |= interval(name, [values[name] for values in of.values()])
+    facts["gus_samples"] = _most(ledger, row, "gus_samples")
     lost = [values["lost"] for values in seeds.values() if values["lost"] is not None]
     facts |= {"indisc_retrain": None, "below_retrain": sum(lost) / len(lost) if lost else None}
     facts |= report_audit.comparisons(curves) | report_audit.per_sample(curves)
@@ -183,6 +193,12 @@ def _entry(ledger: Ledger, row: Row, label: str, audits: list[dict[str, Any]]) -
     facts["warnings"] = _warnings(ledger, row)
     made = sorted({(found["attack"], found["attack_version"]) for found in audits})
     return Entry(facts, curves, failures, tuple(made))
+
+
+def _most(ledger: Ledger, row: Row, name: str) -> int | None:
+    """The largest value of a column in the row's runs on the main track, None without one."""
+    tasks = [task for key, task in row.tasks.items() if key[0] == "main" and task in ledger.runs]
+    return max((n for task in tasks if (n := ledger.runs[task][name]) is not None), default=None)
 
 
 def _seed_values(ledger: Ledger, row: Row) -> dict[int, Values]:

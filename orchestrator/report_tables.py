@@ -81,6 +81,12 @@ ON_MODELS = (
         "share of the forget set that an SVM on confidence, trained on retain against test samples of"
         " the same classes, calls non-member; the aim is the value of retraining, not 1",
     ),
+    Column(
+        "gus_tpr_at_1pct",
+        "GUS, TPR",
+        "forgotten samples whose own statistic is above 2.326; 0.01 where nothing is remembered",
+        optional=True,
+    ),
 )
 
 

@@ -39,7 +39,10 @@ RUNS = (
     Column("dataset", _text, "", "name of the dataset"),
     Column("architecture", _text, "", "name of the architecture"),
     Column(
-        "forget", _text, "", "forget recipe with its parameters; empty for a base, which no forget set made"
+        "forget",
+        _text,
+        "",
+        "forget recipe with its parameters; empty for a base, which no forget set made, unless that poisons",
     ),
     Column("method", _text, "", "name of the method; empty for base and retrain"),
     Column(
@@ -70,6 +73,25 @@ RUNS = (
         "ef", _f64, "fraction", "E_F: error on the test samples of classes that were forgotten as a whole"
     ),
     Column("ar", _f64, "fraction", "A_R: accuracy on the test samples of the other classes"),
+    Column(
+        "fa_flipped",
+        _f64,
+        "fraction",
+        "accuracy on the forget set (a base: on all poisoned samples) against the wrong labels trained on",
+    ),
+    Column(
+        "gus",
+        _f64,
+        "",
+        "mean over these samples of −⟨g, noise⟩/(ε‖g‖), g the gradient of the loss at the clean input: positive"
+        " if the noise is remembered, N(0, 1/gus_samples) if not",
+    ),
+    Column("gus_p", _f64, "fraction", "one-sided p-value of no memory of the noise"),
+    Column("gus_tpr_at_1pct", _f64, "fraction", "share of single statistics above 2.326; 0.01 is no memory"),
+    Column("gus_samples", _i32, "samples", "poisoned samples scored"),
+    Column(
+        "gus_without_gradient", _i32, "samples", "poisoned samples left out, the gradient being exactly 0"
+    ),
     Column("retain_loss", _f64, "nats", "mean cross-entropy on the retain set"),
     Column("forget_loss", _f64, "nats", "mean cross-entropy on the forget set"),
     Column("val_loss", _f64, "nats", "mean cross-entropy on the validation set"),

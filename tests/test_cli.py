@@ -129,7 +129,7 @@ def test_no_results_yet_says_how_to_get_them(lethe: Lethe, weird_tmp_path: Path,
     [
         (("run", "GRID", "--retry", "ooom"), ("--retry ooom", "oom, diverged")),
         (("list", "method"), ("list method", "Did you mean 'methods'?", "columns")),
-        (("prepare", "cifar"), ("'cifar'", "Did you mean 'cifar10'?")),
+        (("prepare", "cifr10"), ("'cifr10'", "Did you mean 'cifar10'?")),
         (("report", "--format", "pdf"), ("--format pdf", "html", "json")),
         (("run", "GRID", "--inline", "--results", "nosuchscheme://x"), ("nosuchscheme://x",)),
         (
@@ -231,7 +231,9 @@ def test_lists_have_what_scripts_rely_on(lethe: Lethe, kind: str) -> None:
         assert {"name", "label", "paper", "version"} <= row.keys()
         assert row["label"] and isinstance(row["version"], int)
         for parameter in row["parameters"].values():
-            assert "default" in parameter and ("choices" in parameter or parameter["low"] is not None)
+            assert "default" in parameter and (
+                "choices" in parameter or parameter["low"] is not None or parameter["default"] == ""
+            ), "a choice, a range or a text"
     text = lethe("list", kind).stdout
     assert all(row["name"] in text and row["label"] in text for row in rows)
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -69,8 +69,12 @@ class DeviceDataset:
         """(channels, size) of the images."""
         return self.images.shape[1], self.images.shape[-1]
 
+    def gather(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Images uint8 (b, channels, height, width) and labels (b,) of samples by their ids."""
+        return self.images[ids], self.labels[ids]
+
     def normalised(self, images: Tensor) -> Tensor:
-        """float32 images of mean 0 and standard deviation 1 per channel, from uint8."""
+        """float32 images of mean 0 and standard deviation 1 per channel, from pixels 0–255."""
         return torch.addcmul(self.shift, images.float(), self.scale)
 
     def augmented(self, images: Tensor, rng: torch.Generator, flip: bool | None = None) -> Tensor:
@@ -105,12 +109,25 @@ def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], count], strict=True))
 
 
+class Dataset(Protocol):
+    """What views read: a DeviceDataset, or one of which training sees some samples otherwise."""
+
+    num_classes: int
+    device: torch.device
+    host_labels: np.ndarray  # clean, also where training sees other labels
+
+    def __len__(self) -> int: ...
+    def gather(self, ids: Tensor) -> tuple[Tensor, Tensor]: ...
+    def augmented(self, images: Tensor, rng: torch.Generator) -> Tensor: ...
+    def normalised(self, images: Tensor) -> Tensor: ...
+
+
 class View:
     """An index set of a dataset as shuffled, augmented batches; each pass draws a new order from `rng`."""
 
     def __init__(
         self,
-        dataset: DeviceDataset,
+        dataset: Dataset,
         index: np.ndarray,
         rng: torch.Generator,
         *,
@@ -135,10 +152,10 @@ class View:
         shuffled = self.index[order]
         for start, end in batch_bounds(len(shuffled), max(batch_size, 2)):
             ids = shuffled[start:end]
-            images = self.dataset.images[ids]
+            images, labels = self.dataset.gather(ids)
             if self.augment:
                 images = self.dataset.augmented(images, self.rng, self.flip)
-            yield self.dataset.normalised(images), self.dataset.labels[ids], ids
+            yield self.dataset.normalised(images), labels, ids
 
 
 class UnlearnData:
@@ -146,7 +163,7 @@ class UnlearnData:
 
     def __init__(
         self,
-        dataset: DeviceDataset,
+        dataset: Dataset,
         sets: dict[str, np.ndarray],
         needs: tuple[str, ...],
         rng: torch.Generator,

@@ -8,6 +8,7 @@ go. NumPy only; the split of the paper also needs scikit-learn.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -170,8 +171,8 @@ def forgettable(
     common = (dataset, recipe["val_fraction"], key)
     if draw is None and "split" in recipe and hasattr(forget, "paper_draw"):
         order, _ = paper_split(np.arange(len(labels)), recipe["val_fraction"])
-        chosen = np.isin(np.arange(len(labels)), forget.paper_draw(order))
-    elif draw is None:
+        return mask(forget.paper_draw(order), len(labels))
+    if draw is None:
         chosen = forget.draw(labels, states == RETAIN, rng("forget", *_tuning(recipe), *common))
     else:
         chosen = forget.audited(labels, states != VAL, draw["of"], rng("audited", *common))
@@ -181,6 +182,11 @@ def forgettable(
 def whole_classes(labels: np.ndarray, retain: np.ndarray, forget: np.ndarray) -> tuple[int, ...]:
     """The classes that occur among the forgotten samples and not among the retained ones (index arrays)."""
     return tuple(np.setdiff1d(labels[forget], labels[retain]).tolist())
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: the text that identifies a recipe."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def sha256(states: np.ndarray) -> str:

@@ -22,9 +22,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from methods.base import AFTER_EPOCH, PRECISION, Diverged, Method, plugin
-from workers import designs, requests, sample_lists
+from workers import designs, poison, requests, sample_lists
 from workers.architectures import architecture
 from workers.data import DeviceDataset, UnlearnData, View
+from workers.designs import canonical
 from workers.evaluate import Scores, class_summary, evaluate, population, summary
 from workers.mnemonic import MnemonicView, draw_codes
 from workers.pruning import EpochWatch, Pruned
@@ -122,7 +123,7 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
     with seeded(spec["seeds"]["init"], bench.device):
         model = build(spec, dataset).to(bench.device)
         order = generator(spec["seeds"]["order"], bench.device)
-        view: Any = View(dataset, trained_on, order, augment=recipe.augment, flip=recipe.flip)
+        view: Any = View(design.seen, trained_on, order, augment=recipe.augment, flip=recipe.flip)
         codes = None
         if recipe.mnemonic is not None:
             lottery = generator(spec["seeds"]["codes"], bench.device)
@@ -131,7 +132,7 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
         with Stopwatch(bench.device) as watch:
             train(model, view, recipe)
     outcome = _evaluated(task, model, design, watch, bench)
-    outcome.row["members_sha256"] = index_hash(dataset, trained_on)
+    outcome.row["members_sha256"] = index_hash(design.seen, trained_on)
     if spec["kind"] == "base":
         hashes = outcome.row["members_sha256"], weights_hash(model, codes)
         base = Base(model, *hashes, watch.seconds, codes, task["id"])
@@ -147,12 +148,12 @@ def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
     dataset = bench.dataset(spec["dataset"]["name"])
     design = Design(dataset, spec, task.get("lists"))
     base = bench.base(spec["base"])
-    _check_start(base, spec["base"], index_hash(dataset, design.members))
+    _check_start(base, spec["base"], index_hash(design.seen, design.members))
     method = plugin("methods", spec["method"]["name"])(**spec["method"]["hyperparameters"])
     sets = {"retain": design.retain, "forget": design.forget, "val": design.val}
     rng = generator(spec["seeds"]["unlearn"], bench.device)
     data = UnlearnData(
-        dataset,
+        design.seen,
         sets,
         method.needs,
         rng,
@@ -172,7 +173,7 @@ def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
         "warnings": "\n".join(dict.fromkeys(str(warning.message) for warning in told)),
     }
     if design.request is not None and not requests.is_last(design.request):
-        _leave(outcome, model, base, index_hash(dataset, design.retain), bench)
+        _leave(outcome, model, base, index_hash(design.seen, design.retain), bench)
     return outcome
 
 
@@ -240,6 +241,7 @@ def _evaluated(
         strong, columns = spec.get("views") == "strong", spec.get("columns", ())
         flip = mirrors(spec, design.dataset.flip)
         outcome.scores = evaluate(model, design.dataset, strong, columns, flip)
+        memory = design.remembered(model)
     test_labels = design.dataset.host_labels[design.dataset.n_pool :]
     outcome.row = summary(outcome.scores, design.states) | {
         "wall_s": watch.seconds,
@@ -249,7 +251,7 @@ def _evaluated(
         "design": design.id,
         "dataset_sha256": design.dataset.sha256,
     }
-    outcome.row |= class_summary(outcome.scores, test_labels, design.forget_classes)
+    outcome.row |= class_summary(outcome.scores, test_labels, design.forget_classes) | memory
     if design.request is not None:
         outcome.row["fa_new"] = float(outcome.scores.correct[design.forget].mean())
     if task["spec"]["members"]["track"] == "tune":  # judged by its row alone: scores of trials are not kept
@@ -285,6 +287,7 @@ class Design:
             self.states, self.newest = requests.after(self.states, fold, self.request["index"])
             if not self.newest.any():
                 raise ValueError(f"request {self.request['index'] + 1} of {self.request['of']} is empty")
+        self.seen = poison.seen(dataset, spec, recipe)  # what training sees; evaluation sees `dataset`
         self.id = hashlib.sha256(
             canonical([dataset.sha256, self.recipe, self.forget_recipe]).encode()
         ).hexdigest()[:20]
@@ -305,6 +308,14 @@ class Design:
         trained on.
         """
         return np.flatnonzero((self.states == designs.RETAIN) | self.newest)
+
+    def remembered(self, model: nn.Module) -> dict[str, float | None]:
+        """What a model remembers of the poison of what was forgotten (a base: of all); empty without."""
+        if not isinstance(self.seen, poison.Poisoned):
+            return {}
+        return poison.remembered(
+            model, self.seen, self.seen.index if self.forget_recipe is None else self.forget
+        )
 
     def row(self) -> dict[str, Any]:
         """The row of the table designs."""
@@ -365,9 +376,10 @@ def build(spec: dict[str, Any], dataset: DeviceDataset) -> nn.Module:
     return architecture(spec["architecture"]["name"]).build(dataset.num_classes, channels, size)
 
 
-def index_hash(dataset: DeviceDataset, index: np.ndarray) -> str:
-    """Hash of the samples (pixels and labels) at these indices, in order."""
-    return hashlib.sha256(b"".join(dataset.sample_sha256[i] for i in index)).hexdigest()
+def index_hash(dataset: DeviceDataset | poison.Poisoned, index: np.ndarray) -> str:
+    """Hash of the samples (pixels and labels, as trained on) at these indices, in order."""
+    hashes = dataset.sample_sha256
+    return hashlib.sha256(b"".join(hashes[i] for i in index)).hexdigest()
 
 
 def weights_hash(model: nn.Module, codes: Tensor | None) -> str:
@@ -401,7 +413,3 @@ def unpack_base(data: bytes, model: nn.Module, device: torch.device) -> Base:
     codes = None if codes is None else codes.to(device)
     seconds, made_by = float(facts.get("train_s", "nan")), facts.get("task_id", "")
     return Base(model.to(device).eval(), facts["members_sha256"], hashed, seconds, codes, made_by)
-
-
-def canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
