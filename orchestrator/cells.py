@@ -56,3 +56,14 @@ class Cell:
     def references(self, training: str) -> References:
         """The bases and retrains of a training recipe."""
         return References(self.bases, self.retrains) if training == PLAIN else self.changed[training]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One base to be: its track, its number, who its members are and how many forget sets it has."""
+
+    track: str
+    seed: int
+    members: dict[str, Any]
+    forget_sets: int
+    fixed: bool

@@ -65,10 +65,11 @@ def plan(grid: GridFile, results: Results = "results", as_json: Json = False) ->
     """Show what a grid asks for, what is done already, what sharing saves and what it costs. Runs nothing."""
     from orchestrator import overview
     from orchestrator.config import load
-    from orchestrator.plan import make_plan
     from orchestrator.store import Store
+    from orchestrator.tuned_plan import first, plan_of
 
-    facts = overview.of_plan(make_plan(load(grid)), Store.open_if_any(results))
+    loaded, store = load(grid), Store.open_if_any(results)
+    facts = overview.of_plan(plan_of(loaded, store), store) | {"studies_first": first(loaded, store)}
     print(json.dumps(facts) if as_json else overview.plan_text(facts))
 
 
@@ -77,6 +78,7 @@ def run(
     grid: GridFile,
     results: Results = "results",
     data: Data = "data",
+    optuna_storage: OptunaStorage = None,
     address: Address = "local",
     inline: Inline = False,
     retry: Retry = None,
@@ -86,7 +88,8 @@ def run(
     actors_per_gpu: ActorsPerGpu = None,
     time_limit_s: TimeLimit = None,
 ) -> None:
-    """Run a grid, or what is left of it. Running again resumes.
+    """Run a grid, or what is left of it. Running again resumes. With `hyperparameters: tuned` it is tuned
+    before, where no winners are known.
 
     Exit code 0: all tasks are done; 1: some did not finish; 2: bad input, or files that cannot be written;
     130: interrupted.
@@ -110,6 +113,11 @@ def run(
         time_limit_s=time_limit_s if time_limit_s is not None else loaded.run.time_limit_s,
     )
     with _interruptible():
+        if loaded.hyperparameters == "tuned":
+            from orchestrator import tune_runner
+
+            if (before := tune_runner.tune_first(loaded, options, optuna_storage)) is not None:
+                print(tune_runner.text(before, _again(), options.results))
         ended = run_grid(loaded, options)
     print(overview.run_text(ended, _again(), options.results))
     raise typer.Exit(1 if ended.failures else 0)

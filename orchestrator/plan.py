@@ -11,13 +11,13 @@ Requests in turn: a cell for each, whose unlearn tasks start from those of the r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from orchestrator import catalogue, datasets, forget_recipes, poison, requests
-from orchestrator.cells import PLAIN, TRACKS, Cell, Key, References, Variant
+from orchestrator.cells import PLAIN, TRACKS, Cell, Key, Place, References, Variant
 from orchestrator.config import Audit, Choice, Grid
 from orchestrator.keys import Digester, derived_seed, digest, present
 
@@ -147,14 +147,18 @@ def _inside(values: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(values.items()) if key != "version")
 
 
-def make_plan(grid: Grid) -> Plan:
-    """The tasks and cells of a grid."""
+# (dataset, architecture, forget recipe, method) -> hyper-parameters
+Tuned = Callable[[str, str, Choice, Choice], dict[str, Any]]
+
+
+def make_plan(grid: Grid, tuned: Tuned | None = None) -> Plan:
+    """The tasks and cells of a grid. tuned: a method's hyper-parameters in a cell (tuned_plan.py)."""
     cells: list[Cell] = []
     tasks: dict[str, Task] = {}
     impossible: dict[str, tuple[Task, str]] = {}
     for dataset in grid.datasets:
         for architecture in grid.architectures:
-            builder = Builder(grid, dataset, architecture)
+            builder = Builder(grid, dataset, architecture, tuned)
             cells += [cell for choice in grid.forget for cell in builder.cells(choice)]
             tasks |= builder.tasks
             impossible |= builder.impossible
@@ -164,8 +168,8 @@ def make_plan(grid: Grid) -> Plan:
 class Builder:
     """Makes the tasks of one (dataset, architecture); equal tasks of several cells are one."""
 
-    def __init__(self, grid: Grid, dataset: str, architecture: str) -> None:
-        self.grid, self.dataset, self.architecture = grid, dataset, architecture
+    def __init__(self, grid: Grid, dataset: str, architecture: str, tuned: Tuned | None = None) -> None:
+        self.grid, self.dataset, self.architecture, self.tuned = grid, dataset, architecture, tuned
         self.known = datasets.of(dataset)
         self.tasks: dict[str, Task] = {}
         self.digester = Digester(SHARED)
@@ -197,6 +201,11 @@ class Builder:
 
     def cells(self, choice: Choice) -> list[Cell]:
         """A cell for each request of a forget recipe, in order."""
+        if self.tuned is not None:
+            values = {
+                m.name: self.tuned(self.dataset, self.architecture, choice, m) for m in self.grid.methods
+            }
+            self.methods = {n: self.methods[n] | {"hyperparameters": v} for n, v in values.items()}
         made: list[Cell] = []
         for request in requests.of_grid(self.grid.requests):
             made.append(self.cell(choice, request, made[-1] if made else None))
@@ -380,17 +389,6 @@ class Builder:
         order = derived_seed("order", *names, "retrain", index)
         init = base_seeds["init"] if place.fixed else derived_seed("init", *names, "retrain", index)
         return {"init": init, "order": order}
-
-
-@dataclass(frozen=True)
-class Place:
-    """One base to be: its track, its number, who its members are and how many forget sets it has."""
-
-    track: str
-    seed: int
-    members: dict[str, Any]
-    forget_sets: int
-    fixed: bool
 
 
 def _versioned(kind: str, name: str) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import catalogue, forget_recipes
-from orchestrator.cells import Cell
+from orchestrator.cells import Cell, Place
 from orchestrator.config import Choice, Grid
-from orchestrator.plan import Builder, Place, Task, forget_label
+from orchestrator.plan import Builder, Task, forget_label
 
 TRACK = "tune"
 

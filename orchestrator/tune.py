@@ -268,6 +268,8 @@ class Search:
                     return f"{row['status']}: {row.get('reason') or 'no reason'}"
             if None in found:
                 return None
+            if any(row.get(name) is None for row in found if row is not None for name in JUDGED):
+                return "not judged: fewer than ten samples to forget, or of validation"
             pairs.append((found[0], found[1]))
         return pairs  # type: ignore[return-value]
 
@@ -316,7 +318,7 @@ class Search:
         if trial is None or not self._prunes:
             return None
         retrain = rows.get(self.subject.references(SEARCH, seed)[1].id)
-        if retrain is None or retrain["status"] != "done":
+        if retrain is None or any(retrain.get(name) is None for name in JUDGED):
             return None
         finished = [t for t in self.study.get_trials(deepcopy=False) if t.state in FINISHED]
         limits = [math.inf] * WARM_UP
@@ -423,6 +425,10 @@ class Tuner:
             if (found := search.hint(task_id, self.rows)) is not None:
                 return found
         return None
+
+    def job(self, task_id: str) -> Job | None:
+        """A task that some study wanted, by its id."""
+        return next((search.jobs[task_id] for search in self.searches if task_id in search.jobs), None)
 
     @property
     def jobs(self) -> dict[str, Job]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator import runner, studies, tuned, tuning
+from orchestrator import runner, studies, tuned, tuned_plan, tuning
 from orchestrator.config import Grid
 from orchestrator.errors import UserError
 from orchestrator.lock import Lock
@@ -67,14 +67,24 @@ def tune_grid(grid: Grid, options: Options, url: str | None = None) -> Tuned:
         files = [tuned.write(store, place, winners) for place, winners in found.items()]
     failed = [f"{s.subject.name}: {s.result.reason}" for s in searches if s.result and s.result.reason]
     failed += [f"{s.subject.name}: not finished" for s in searches if s.result is None]
+    count = len(list(tuned_plan.studies(grid)))
     return Tuned(
-        studies=len(tuning.entries(grid)),
+        studies=count,
         found=[winner for winners in found.values() for winner in winners],
-        known=len(tuning.entries(grid)) - len(wanted),
+        known=count - len(wanted),
         failed=failed,
         files=files,
         ran=session.progress.finished,
         seconds=time.monotonic() - started,
+    )
+
+
+def tune_first(grid: Grid, options: Options, url: str | None) -> Tuned | None:
+    """Before a run of a grid with `hyperparameters: tuned`: the studies without a winner, None if there are
+    none. What still has no winner then runs with its defaults.
+    """
+    return (
+        tune_grid(grid, options, url) if tuned_plan.first(grid, Store.open_if_any(options.results)) else None
     )
 
 

@@ -71,7 +71,9 @@ def write(store: Store, place: Place, winners: Iterable[Winner]) -> str:
             for name, w in sorted(kept.items())
         },
     }
-    text = "# Written by `lethe tune`.\n" + yaml.safe_dump(data, sort_keys=False, width=110)
+    text = "# Written by `lethe tune`.\n" + yaml.safe_dump(
+        data, sort_keys=False, width=110, allow_unicode=True
+    )
     store.write(name, text.encode())
     return name
 

@@ -11,11 +11,11 @@ import optuna
 from optuna.trial import TrialState
 
 from attacks.metrics import mean_interval
-from orchestrator import catalogue, datasets, forget_recipes, tuned
+from orchestrator import catalogue, tuned, tuned_plan
 from orchestrator.catalogue import Parameter
 from orchestrator.config import Choice, Grid
-from orchestrator.keys import canonical, digest
-from orchestrator.plan import Task, forget_label
+from orchestrator.keys import canonical
+from orchestrator.plan import Task
 from orchestrator.provenance import commit
 from orchestrator.trials import Trial, trial_tasks
 from orchestrator.tune import PHASES, Budget, Result, Search, Subject, Values, searchable
@@ -35,25 +35,13 @@ class Entry:
 
 
 def entries(grid: Grid) -> list[Entry]:
-    """Every study of a grid: each method on each dataset, architecture and forget recipe it is made for. A
-    recipe that chooses samples by the audit's scores has none: tuning is not to see the audit.
-    """
-    found = []
-    for dataset in grid.datasets:
-        for architecture in grid.architectures:
-            for forget in (f for f in grid.forget if f.name != "memorised"):
-                scope = catalogue.plugins("forget")[forget.name].scope
-                found += [
-                    _entry(grid, dataset, architecture, forget, choice)
-                    for choice in grid.methods
-                    if catalogue.plugins("methods")[choice.name].scope in ("both", scope)
-                ]
-    return found
+    """Every study of a grid."""
+    return [_entry(grid, *study) for study in tuned_plan.studies(grid)]
 
 
 def _entry(grid: Grid, dataset: str, architecture: str, forget: Choice, choice: Choice) -> Entry:
     method = catalogue.plugins("methods")[choice.name]
-    where = place(grid, dataset, architecture, forget)
+    where = tuned_plan.place(grid, dataset, architecture, forget)
     default = catalogue.with_defaults("methods", choice.name, choice.parameters)
     made: dict[str, tuple[Task, Task, Task]] = {}
 
@@ -73,13 +61,6 @@ def _entry(grid: Grid, dataset: str, architecture: str, forget: Choice, choice: 
         references=lambda phase, seed: tasks(default, phase, seed)[:2],
     )
     return Entry(where, choice.name, method.version, subject)
-
-
-def place(grid: Grid, dataset: str, architecture: str, forget: Choice) -> Place:
-    """Where a winner holds: what decides the bases of the main track is part of it."""
-    recipe = forget_recipes.specification(dataset, forget)
-    training = [grid.recipe(dataset, architecture, "main"), grid.val_fraction, grid.augment_unlearning]
-    return Place(datasets.of(dataset).name, architecture, forget_label(recipe), digest(training)[:8])
 
 
 def space(grid: Grid, choice: Choice) -> dict[str, Parameter]:
@@ -144,7 +125,7 @@ def _of_winner(result: Result) -> Any:
 
 def missing(grid: Grid, winners: tuned.Winners) -> list[Entry]:
     """The studies of a grid without a winner yet."""
-    return [e for e in entries(grid) if (e.place, e.method, e.version) not in winners]
+    return [_entry(grid, *study) for study in tuned_plan.missing(grid, winners)]
 
 
 def budget(grid: Grid) -> Budget:

@@ -42,7 +42,7 @@ class TuningSession(Session):
 
     def _usable(self, ledger: list[dict[str, Any]]) -> dict[str, str]:
         """Of trials the row alone counts; their scores are not kept."""
-        return {row["task_id"]: row["status"] for row in ledger if row["task_id"] in self.plan.by_id}
+        return {row["task_id"]: row["status"] for row in ledger}
 
     def payload(self, task: Task) -> dict[str, Any]:
         """With what the worker needs to judge a trial after each epoch."""
@@ -64,7 +64,8 @@ class TuningSession(Session):
         while self._news:
             task_id, row = self._news.pop(0)
             wanted: list[Any] = self.tuner.finished(task_id, row)
-            for task, reason in self.schedule.add(wanted):
+            bases: list[Any] = [self.tuner.job(task.base) for task in wanted if task.base is not None]
+            for task, reason in self.schedule.add(wanted, filter(None, bases)):
                 self._record(task, "skipped", reason)
                 self._count("skipped")
         self.progress.total = self.schedule.total

@@ -14,7 +14,7 @@ from workers.data import DeviceDataset
 from workers.distance import ACCURACIES, gaps, root_mean_square
 from workers.evaluate import logit_margin
 
-SAMPLES = 512  # of each set, the first ones: enough to see a run that goes wrong
+SAMPLES = 512  # of each set: enough to see a run that goes wrong
 
 
 class Pruned(Exception):
@@ -43,7 +43,7 @@ class EpochWatch:
     ) -> None:
         self.model, self.dataset, self.retrain, self.limits = model, dataset, retrain, list(limits)
         self.index = {
-            name: torch.from_numpy(sets[of][:SAMPLES].astype(np.int64)).to(dataset.device)
+            name: torch.from_numpy(spread(sets[of]).astype(np.int64)).to(dataset.device)
             for name, of in zip(ACCURACIES, ("retain", "forget", "val"), strict=True)
         }
         self.values: list[float] = []
@@ -64,16 +64,26 @@ class EpochWatch:
         self.model.eval()
         try:
             with torch.inference_mode():
-                phi = {name: self._phi(index) for name, index in self.index.items()}
+                found = {name: self._scores(index) for name, index in self.index.items()}
         finally:
             for module, mode in training.items():
                 module.training = mode
-        row: dict[str, Any] = {name: float((of > 0).mean()) for name, of in phi.items()}
-        return root_mean_square(gaps(row | {"val_auc": _auc(phi["fa"], phi["va"])}, self.retrain))
+        row: dict[str, Any] = {name: float(correct.mean()) for name, (_, correct) in found.items()}
+        row["val_auc"] = _auc(found["fa"][0], found["va"][0])
+        return root_mean_square(gaps(row, self.retrain))
 
-    def _phi(self, index: Tensor) -> np.ndarray:
+    def _scores(self, index: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """φ and correctness of samples."""
         logits = self.model(self.dataset.normalised(self.dataset.images[index]))
-        return logit_margin(logits, self.dataset.labels[index]).cpu().numpy()
+        labels = self.dataset.labels[index]
+        return logit_margin(logits, labels).cpu().numpy(), (logits.argmax(1) == labels).cpu().numpy()
+
+
+def spread(index: np.ndarray) -> np.ndarray:
+    """At most SAMPLES of the indices, evenly spaced: a folder of pictures has its classes one after the
+    other.
+    """
+    return index[np.arange(min(SAMPLES, len(index))) * len(index) // min(SAMPLES, max(1, len(index)))]
 
 
 def _auc(positive: np.ndarray, negative: np.ndarray) -> float:
