@@ -202,10 +202,9 @@ class Builder:
     def cells(self, choice: Choice) -> list[Cell]:
         """A cell for each request of a forget recipe, in order."""
         if self.tuned is not None:
-            values = {
-                m.name: self.tuned(self.dataset, self.architecture, choice, m) for m in self.grid.methods
-            }
-            self.methods = {n: self.methods[n] | {"hyperparameters": v} for n, v in values.items()}
+            for method in self.grid.methods:
+                values = self.tuned(self.dataset, self.architecture, choice, method)
+                self.methods[method.name] = self.methods[method.name] | {"hyperparameters": values}
         made: list[Cell] = []
         for request in requests.of_grid(self.grid.requests):
             made.append(self.cell(choice, request, made[-1] if made else None))

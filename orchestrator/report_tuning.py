@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import catalogue
+from orchestrator import catalogue, tuned
+from orchestrator.cells import Cell
 from orchestrator.report_columns import Column
-from orchestrator.tuned import Place, Winner, Winners
+from orchestrator.store import Store
+from orchestrator.tuned import RULE, Place, Winner, Winners
 
+HEADING = "Tuning"
+CAPTION = f"{RULE} All values are objectives: 0 at best."
 COLUMNS = (
     Column("label", "Method", "", "plain"),
     Column("tuned", "Tuned", "objective of the winner, mean over the fresh seeds of the last phase", "bare"),
@@ -32,6 +38,68 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class Section:
+    """The winners of one place: the heading of their table, what it comes to, its rows and columns."""
+
+    title: str
+    note: str
+    rows: list[dict[str, Any]]
+    columns: list[Column]
+
+
+def sections(store: Store, cells: Sequence[Cell]) -> list[Section]:
+    """The tables on tuning of a report: all winners of the results, and shipped ones that its cells used."""
+    shipped = tuned.known(None)
+    winners = {
+        key: winner
+        for key, winner in tuned.known(store).items()
+        if shipped.get(key) != winner or any(_used(key[0], winner, cell) for cell in cells)
+    }
+    return [
+        Section(
+            f"{place.dataset} · {place.architecture} · {place.forget}",
+            f"{summary(rows)} {_objectives(rows)} Training {place.training}.",
+            rows,
+            list(COLUMNS),
+        )
+        for place, rows in tables(winners)
+    ]
+
+
+def _used(place: Place, winner: Winner, cell: Cell) -> bool:
+    """Whether a cell has runs with just a winner's hyper-parameters."""
+    here = (cell.dataset, cell.architecture) == (place.dataset, place.architecture)
+    return (here and cell.forget.startswith(place.forget)) and any(
+        (variant.method, variant.version) == (winner.method, winner.version)
+        and winner.hyperparameters.items() <= variant.hyperparameters.items()
+        for variant in cell.variants
+    )
+
+
+def _objectives(rows: list[dict[str, Any]]) -> str:
+    return f"Objective: {', '.join(sorted({row['objective'] for row in rows}))}."
+
+
+def markdown(
+    found: list[Section], escaped: Callable[[str], str], table: Callable[..., list[str]]
+) -> list[str]:
+    """The blocks of the section in Markdown; none where nothing was tuned. escaped, table: as the report
+    writes text and rows with columns.
+    """
+    if not found:
+        return []
+    blocks = [f"## {HEADING}", escaped(CAPTION)]
+    for part in found:
+        blocks += [
+            f"### {escaped(part.title)}",
+            escaped(part.note),
+            "\n".join(table(part.rows, part.columns)),
+        ]
+    meanings = [f"- **{escaped(column.head)}**: {escaped(column.meaning)}" for column in COLUMNS[1:]]
+    return [*blocks, "\n".join(meanings)]
+
+
 def tables(winners: Winners) -> list[tuple[Place, list[dict[str, Any]]]]:
     """A row for each winner, by place; those shipped without facts are left out."""
     places: dict[Place, list[dict[str, Any]]] = {}
@@ -48,6 +116,14 @@ def row(method: str, winner: Winner) -> dict[str, Any]:
     plugin = catalogue.plugins("methods").get(method)
     searched = facts.get("searched", [])
     return {
+        "kind": "unlearn",
+        "method": method,
+        "hyperparameters": dict(winner.hyperparameters),
+        "flags": [],
+        "failed": {},
+        "warnings": {},
+        "missing": 0,
+        "objective": facts.get("objective", ""),
         "label": plugin.label if plugin else method,
         "tuned": _mean(facts["tuned"]),
         "default": _mean(facts["default"]),

@@ -68,6 +68,6 @@ def missing(grid: Grid, winners: Winners) -> list[Study]:
     ]
 
 
-def first(grid: Grid, store: Store | None) -> int:
-    """How many studies come before a run of a grid with `hyperparameters: tuned`; 0 for other grids."""
-    return len(missing(grid, tuned.known(store))) if grid.hyperparameters == "tuned" else 0
+def first(grid: Grid, store: Store | None) -> int | None:
+    """How many studies come before a run of a grid with `hyperparameters: tuned`; None for other grids."""
+    return len(missing(grid, tuned.known(store))) if grid.hyperparameters == "tuned" else None
