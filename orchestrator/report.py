@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator import figures, report_audit, report_card, report_tuning, report_poison
+from orchestrator import figures, report_audit, report_card, report_poison, report_tuning
 from orchestrator.report_card import ENOUGH_PAIRS, TOO_NARROW, Card
 from orchestrator.report_columns import COLUMNS, Column
 from orchestrator.report_duplicates import lines as told
