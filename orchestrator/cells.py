@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator import forget_recipes, requests
+
 TRACKS = ("main", "audit")
 Key = tuple[str, int, int]  # track, seed (audit track: number of the base), forget set
 PLAIN = "plain"
@@ -67,3 +69,15 @@ class Place:
     members: dict[str, Any]
     forget_sets: int
     fixed: bool
+
+
+def forget_label(recipe: dict[str, Any] | None) -> str:
+    """'random(fraction=0.1)' for a forget recipe, with its request if there are several; '' for none."""
+    if recipe is None:
+        return ""
+    return f"{recipe['name']}({inside(forget_recipes.shown(recipe))}){requests.words(recipe)}"
+
+
+def inside(values: dict[str, Any]) -> str:
+    """'a=1, b=2' for values in the order of their names, without a version."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(values.items()) if key != "version")

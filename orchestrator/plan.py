@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator import catalogue, datasets, forget_recipes, poison, requests
-from orchestrator.cells import PLAIN, TRACKS, Cell, Key, Place, References, Variant
+from orchestrator.cells import PLAIN, TRACKS, Cell, Key, Place, References, Variant, forget_label, inside
 from orchestrator.config import Audit, Choice, Grid
 from orchestrator.keys import Digester, derived_seed, digest, present
 
@@ -134,17 +134,6 @@ def _training(spec: dict[str, Any]) -> str:
     if "method" in spec:
         return catalogue.plugins("methods")[spec["method"]["name"]].training
     return next((name for name in catalogue.TRAININGS if name in spec["training"]), PLAIN)
-
-
-def forget_label(recipe: dict[str, Any] | None) -> str:
-    """'random(fraction=0.1)' for a forget recipe, with its request if there are several; '' for none."""
-    if recipe is None:
-        return ""
-    return f"{recipe['name']}({_inside(forget_recipes.shown(recipe))}){requests.words(recipe)}"
-
-
-def _inside(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(values.items()) if key != "version")
 
 
 # (dataset, architecture, forget recipe, method) -> hyper-parameters
@@ -279,7 +268,7 @@ class Builder:
         if name == PLAIN:
             return PLAIN
         of = {t: self.recipe(t, name)[name] for t in TRACKS}
-        label, audited = _inside(of["main"]), _inside(of["audit"])
+        label, audited = inside(of["main"]), inside(of["audit"])
         version = "" if of["main"]["version"] == 1 else f", version={of['main']['version']}"
         return f"{name}({label}{'' if audited == label else f', audit {audited}'}{version})"
 

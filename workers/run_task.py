@@ -314,7 +314,7 @@ class Design:
         if not isinstance(self.seen, poison.Poisoned):
             return {}
         return poison.remembered(
-            model, self.seen, self.seen.index if self.forget_recipe is None else self.forget
+            model, self.seen, self.seen.index if self.forget_recipe is None else self.gone
         )
 
     def row(self) -> dict[str, Any]:
