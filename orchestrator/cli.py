@@ -98,6 +98,8 @@ def run(
     from orchestrator.session import retry_kinds
 
     loaded, kinds = load(grid), retry_kinds(retry or ())
+    if optuna_storage is not None and loaded.hyperparameters != "tuned":
+        raise UserError(f"--optuna-storage: {grid} is not tuned. Write hyperparameters: tuned in it.")
     from orchestrator import overview  # what follows takes a second: not before the input is known good
     from orchestrator.runner import Options, run_grid
 

@@ -181,6 +181,22 @@ def test_a_study_whose_trials_all_fail_ends_with_a_reason() -> None:
     assert one.result.reason == "all 1 candidates failed on fresh seeds"
 
 
+def test_sets_too_small_to_judge_by_fail_with_that_reason() -> None:
+    """A worker gives no AUC of fewer than ten samples."""
+    one = search(Budget(trials=2, parallel=1))
+    tuner = Tuner([one])
+    queue = list(tuner.start({}))
+    while queue:
+        job = queue.pop(0)
+        assert tuner.hint(job.id) is None
+        row = {name: value for name, value in run_one(job).items() if name != "val_auc"}
+        queue += tuner.finished(job.id, row)
+    trials = one.study.get_trials()
+    assert {trial.state for trial in trials} == {TrialState.FAIL}
+    assert trials[0].user_attrs["reason"].startswith("not judged: fewer than ten samples")
+    assert one.result is not None and one.result.winner is None
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "nsga3", "qmc", "random"])
 def test_a_killed_study_goes_on_as_if_it_had_not_been(tmp_path: Path, sampler: str) -> None:
     budget = Budget(trials=15, sampler=sampler, parallel=1)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from orchestrator import cli, tuned, tuned_plan
 from orchestrator.config import Grid
+from orchestrator.errors import UserError
 from orchestrator.plan import Plan, make_plan
 from orchestrator.store import Store
 from orchestrator.tuned import Winner, Winners
@@ -177,3 +178,11 @@ def test_a_run_is_tuned_before_and_running_again_runs_nothing(
     assert "4 are done, 0 are left." in after.output and "lethe tune" not in after.output
     assert "come first" not in after.output and "comes first" not in after.output
     assert f"{count:,} tasks recorded" in called("status", "--results", results).output
+
+
+def test_a_database_for_a_grid_that_is_not_tuned_is_refused(write_grid: Callable[..., Path]) -> None:
+    refused = called("run", write_grid(), "--inline", "--optuna-storage", "sqlite:///studies.db")
+    assert isinstance(refused.exception, UserError)
+    assert "--optuna-storage" in str(refused.exception.problems) and "not tuned" in str(
+        refused.exception.problems
+    )
