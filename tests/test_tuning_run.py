@@ -312,11 +312,13 @@ def test_killed_and_run_again_it_ends_as_if_left_alone(killed: tuple[Path, Grid]
 
 
 @pytest.mark.long
-def test_ray_finds_the_same_winners(results: Path, grid: Grid, tmp_path: Path) -> None:
+def test_ray_finds_the_same_winners(
+    results: Path, rows: list[dict[str, Any]], grid: Grid, tmp_path: Path
+) -> None:
     pytest.importorskip("ray")
     ended = tune_runner.tune_grid(grid, Options(str(tmp_path / "ray"), "data", "local", max_actors=2))
     assert ended.failed == []
-    names = {row["task_id"] for row in all_rows(results) if row["track"] == "tune"}
+    names = {row["task_id"] for row in rows}
     assert {row["task_id"] for row in all_rows(tmp_path / "ray")} == names
     one, other = (winners(place)["winners"] for place in (tmp_path / "ray", results))
     assert one["finetune"]["hyperparameters"] == other["finetune"]["hyperparameters"]
