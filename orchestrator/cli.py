@@ -1,14 +1,16 @@
-"""lethe: plan, run, status, report, list, audit, store, prepare, bench, doctor. Parses and prints, nothing
-else.
+"""lethe: plan, run, tune, status, dashboard, report, list, audit, store, prepare, bench, doctor. Parses and
+prints, nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +35,20 @@ Results = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one line of JSON")]
 Data = Annotated[str, typer.Option("--data", metavar="DIR", help="folder of the datasets")]
+Address = Annotated[str, typer.Option(help="Ray: local, auto (the cluster this runs on) or a host")]
+Inline = Annotated[bool, typer.Option("--inline", help="in this process, without Ray")]
+Retry = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KIND", help="run these failures again: oom, diverged, …, failed"),
+]
+KeepModels = Annotated[bool, typer.Option("--keep-models", help="keep the weights of all bases")]
+MaxActors = Annotated[int | None, typer.Option(min=1, help="at most this many Ray actors")]
+ActorsPerGpu = Annotated[int | None, typer.Option(min=1, help="actors that share one GPU")]
+TimeLimit = Annotated[float | None, typer.Option(min=0.001, help="seconds one task may run")]
+OptunaStorage = Annotated[
+    str | None,
+    typer.Option("--optuna-storage", metavar="URL", help="a database for the studies: postgresql://…"),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -49,10 +65,11 @@ def plan(grid: GridFile, results: Results = "results", as_json: Json = False) ->
     """Show what a grid asks for, what is done already, what sharing saves and what it costs. Runs nothing."""
     from orchestrator import overview
     from orchestrator.config import load
-    from orchestrator.plan import make_plan
     from orchestrator.store import Store
+    from orchestrator.tuned_plan import first, plan_of
 
-    facts = overview.of_plan(make_plan(load(grid)), Store.open_if_any(results))
+    loaded, store = load(grid), Store.open_if_any(results)
+    facts = overview.of_plan(plan_of(loaded, store), store) | {"studies_first": first(loaded, store)}
     print(json.dumps(facts) if as_json else overview.plan_text(facts))
 
 
@@ -61,36 +78,34 @@ def run(
     grid: GridFile,
     results: Results = "results",
     data: Data = "data",
-    address: Annotated[
-        str, typer.Option(help="Ray: local, auto (the cluster this runs on) or a host")
-    ] = "local",
-    inline: Annotated[bool, typer.Option("--inline", help="in this process, without Ray")] = False,
-    retry: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KIND", help="run these failures again: oom, diverged, …, failed"),
-    ] = None,
+    optuna_storage: OptunaStorage = None,
+    address: Address = "local",
+    inline: Inline = False,
+    retry: Retry = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="run at most N tasks")] = None,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="keep the weights of all bases")] = False,
-    max_actors: Annotated[int | None, typer.Option(min=1, help="at most this many Ray actors")] = None,
-    actors_per_gpu: Annotated[int | None, typer.Option(min=1, help="actors that share one GPU")] = None,
-    time_limit_s: Annotated[float | None, typer.Option(min=0.001, help="seconds one task may run")] = None,
+    keep_models: KeepModels = False,
+    max_actors: MaxActors = None,
+    actors_per_gpu: ActorsPerGpu = None,
+    time_limit_s: TimeLimit = None,
 ) -> None:
-    """Run a grid, or what is left of it. Running again resumes.
+    """Run a grid, or what is left of it. Running again resumes. With `hyperparameters: tuned` it is tuned
+    before, where no winners are known.
 
     Exit code 0: all tasks are done; 1: some did not finish; 2: bad input, or files that cannot be written;
     130: interrupted.
     """
-    from orchestrator import overview
     from orchestrator.config import load
     from orchestrator.session import retry_kinds
 
     loaded, kinds = load(grid), retry_kinds(retry or ())
-    from orchestrator.runner import Options, run_grid  # takes a second: not before the input is known good
+    if optuna_storage is not None and loaded.hyperparameters != "tuned":
+        raise UserError(f"--optuna-storage: {grid} is not tuned. Write hyperparameters: tuned in it.")
+    from orchestrator import overview  # what follows takes a second: not before the input is known good
+    from orchestrator.runner import Options, run_grid
 
-    results = _outside_job(results)
     options = Options(
-        results=results,
-        data=str(Path(_outside_job(data)).expanduser().absolute()),
+        results=_outside_job(results),
+        data=_data_folder(data),
         address=None if inline else address,
         retry=frozenset(kinds),
         limit=limit,
@@ -99,15 +114,56 @@ def run(
         actors_per_gpu=actors_per_gpu if actors_per_gpu is not None else loaded.run.actors_per_gpu,
         time_limit_s=time_limit_s if time_limit_s is not None else loaded.run.time_limit_s,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with _interruptible():
+        if loaded.hyperparameters == "tuned":
+            from orchestrator import tune_runner
+
+            if (before := tune_runner.tune_first(loaded, options, optuna_storage)) is not None:
+                print(tune_runner.text(before, _again(), options.results))
         ended = run_grid(loaded, options)
-    except KeyboardInterrupt:
-        text = f"\nInterrupted. What had finished is recorded; `{_again()}` goes on from there."
-        print(text, file=sys.stderr)
-        raise typer.Exit(130) from None
-    print(overview.run_text(ended, _again(), results))
+    print(overview.run_text(ended, _again(), options.results))
     raise typer.Exit(1 if ended.failures else 0)
+
+
+@app.command()
+def tune(
+    grid: GridFile,
+    results: Results = "results",
+    data: Data = "data",
+    optuna_storage: OptunaStorage = None,
+    address: Address = "local",
+    inline: Inline = False,
+    retry: Retry = None,
+    keep_models: KeepModels = False,
+    max_actors: MaxActors = None,
+    actors_per_gpu: ActorsPerGpu = None,
+    time_limit_s: TimeLimit = None,
+) -> None:
+    """Search hyper-parameters for every method of a grid that has no winner yet. Running again resumes.
+
+    Exit code 0: every study has a winner; 1: some have none; 2: bad input; 130: interrupted.
+    """
+    from orchestrator.config import load
+    from orchestrator.session import retry_kinds
+
+    loaded, kinds = load(grid), retry_kinds(retry or ())
+    from orchestrator import tune_runner
+    from orchestrator.runner import Options
+
+    options = Options(
+        results=_outside_job(results),
+        data=_data_folder(data),
+        address=None if inline else address,
+        retry=frozenset(kinds),
+        keep_models=keep_models,
+        max_actors=max_actors if max_actors is not None else loaded.run.max_actors,
+        actors_per_gpu=actors_per_gpu if actors_per_gpu is not None else loaded.run.actors_per_gpu,
+        time_limit_s=time_limit_s if time_limit_s is not None else loaded.run.time_limit_s,
+    )
+    with _interruptible():
+        ended = tune_runner.tune_grid(loaded, options, optuna_storage)
+    print(tune_runner.text(ended, _again(), options.results))
+    raise typer.Exit(1 if ended.failed else 0)
 
 
 def _again() -> str:
@@ -131,6 +187,22 @@ def _outside_job(path: str) -> str:
     return lasting
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a run with a line that says how to go on."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = f"\nInterrupted. What had finished is recorded; `{_again()}` goes on from there."
+        print(text, file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _data_folder(data: str) -> str:
+    return str(Path(_outside_job(data)).expanduser().absolute())
+
+
 @app.command()
 def status(results: Results = "results", as_json: Json = False) -> None:
     """How far the runs in a results folder are, and what failed."""
@@ -139,6 +211,27 @@ def status(results: Results = "results", as_json: Json = False) -> None:
 
     facts = overview.of_store(Store.open(results))
     print(json.dumps(facts) if as_json else overview.status_text(facts))
+
+
+@app.command()
+def dashboard(
+    results: Results = "results",
+    optuna_storage: OptunaStorage = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8080,
+    host: Annotated[str, typer.Option(help="the address to listen on; 0.0.0.0: all, without a password")] = (
+        "127.0.0.1"
+    ),
+) -> None:
+    """Look at the studies of tuning in a browser, also while a run is going on. Changes nothing."""
+    from orchestrator import dashboard as dashboards
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with dashboards.server(dashboards.opened(results, optuna_storage), host, port) as serving:
+            print(f"{dashboards.address(serving, host)}  Ctrl-C ends it.", flush=True)
+            serving.serve_forever()
+    except KeyboardInterrupt:
+        print()
 
 
 @app.command()
