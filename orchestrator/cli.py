@@ -17,6 +17,21 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
+from orchestrator.cli_options import (
+    ActorsPerGpu,
+    Address,
+    Data,
+    GridFile,
+    Inline,
+    Json,
+    KeepModels,
+    MaxActors,
+    OptunaStorage,
+    Results,
+    Retry,
+    TimeLimit,
+)
+from orchestrator.cli_store import store_app
 from orchestrator.errors import UserError, nearest
 
 app = typer.Typer(
@@ -26,29 +41,7 @@ app = typer.Typer(
     help="Machine-unlearning benchmarks: one grid file in, one audited table out.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(no_args_is_help=True, help="Look after a results folder.")
 app.add_typer(store_app, name="store")
-
-GridFile = Annotated[str, typer.Argument(metavar="GRID", help="the grid, a YAML file")]
-Results = Annotated[
-    str, typer.Option("--results", metavar="URI", help="results folder: a path, s3:// or gs://")
-]
-Json = Annotated[bool, typer.Option("--json", help="print one line of JSON")]
-Data = Annotated[str, typer.Option("--data", metavar="DIR", help="folder of the datasets")]
-Address = Annotated[str, typer.Option(help="Ray: local, auto (the cluster this runs on) or a host")]
-Inline = Annotated[bool, typer.Option("--inline", help="in this process, without Ray")]
-Retry = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KIND", help="run these failures again: oom, diverged, …, failed"),
-]
-KeepModels = Annotated[bool, typer.Option("--keep-models", help="keep the weights of all bases")]
-MaxActors = Annotated[int | None, typer.Option(min=1, help="at most this many Ray actors")]
-ActorsPerGpu = Annotated[int | None, typer.Option(min=1, help="actors that share one GPU")]
-TimeLimit = Annotated[float | None, typer.Option(min=0.001, help="seconds one task may run")]
-OptunaStorage = Annotated[
-    str | None,
-    typer.Option("--optuna-storage", metavar="URL", help="a database for the studies: postgresql://…"),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -309,54 +302,6 @@ def audit(
     print(json.dumps(found) if as_json else audit_file.as_text(found))
 
 
-@store_app.command()
-def compact(
-    results: Results = "results",
-    precision: Annotated[
-        str, typer.Option(metavar="float32|float16", help="of φ; float16 is an archive: it rounds for good")
-    ] = "float32",
-) -> None:
-    """Merge the many small files of a results folder and write manifest.json. Calling it again finishes.
-
-    Scores become sample-major: one chunk of samples of all models is read without the others.
-    """
-    from orchestrator import compact as compaction
-    from orchestrator.lock import Lock
-    from orchestrator.parquet import PRECISIONS
-    from orchestrator.store import Store
-
-    if precision not in PRECISIONS:
-        hint = nearest(precision, PRECISIONS)
-        raise UserError(f"--precision {precision}: unknown.{hint} Allowed: {', '.join(PRECISIONS)}.")
-    opened = Store.open(results)
-    with Lock(opened) as lock:
-        done = compaction.compact(opened, precision, lock.beat)
-    print(compaction.as_text(done))
-
-
-@store_app.command()
-def verify(results: Results = "results") -> None:
-    """Compare the files of the last compaction with manifest.json. Exit code 1: some differ or are gone."""
-    from orchestrator import compact as compaction
-    from orchestrator.store import Store
-
-    count, problems = compaction.verify(Store.open(results))
-    print("\n".join([*problems, f"{count - len(problems):,} of {count:,} files are as they were written."]))
-    raise typer.Exit(1 if problems else 0)
-
-
-@store_app.command()
-def suffstats(results: Results = "results") -> None:
-    """Write the table suffstats: count, mean and moments of φ per sample and world, for attacks elsewhere."""
-    from orchestrator import suffstats as statistics
-    from orchestrator.lock import Lock
-    from orchestrator.store import Store
-
-    opened = Store.open(results)
-    with Lock(opened) as lock:
-        print(statistics.as_text(statistics.write(opened, lock.beat)))
-
-
 @app.command()
 def prepare(
     datasets: Annotated[list[str], typer.Argument(metavar="DATASET… | image_folder PATH")],
@@ -375,31 +320,15 @@ def prepare(
     reads a folder of pictures, FOLDER/CLASS/picture.jpg, with or without train and test above the classes, or
     a zip of it, and prints its entry for a grid.
     """
-    from orchestrator import catalogue, describe
+    from orchestrator import describe, fetch
 
     if describe.is_folder(datasets, size, channels, name):
         entry, notes = describe.entry_of(datasets[1], data, size or 0, channels, name)
         print("\n".join(notes), file=sys.stderr)
         print(entry, end="")
         return
-    known = catalogue.plugins("datasets")
-    unknown = [name for name in datasets if name not in known]
-    if unknown:
-        raise UserError(
-            *(f"unknown dataset {n!r}.{nearest(n, known)}  `lethe list datasets` shows all." for n in unknown)
-        )
-    from http.client import HTTPException
-
-    from methods.base import plugin
-
-    for name in datasets:
-        try:
-            where = plugin("workers.datasets", name)().prepare(Path(data))
-        except FileNotFoundError as error:  # the dataset's own line on what is missing or damaged
-            raise UserError(str(error)) from None
-        except (OSError, RuntimeError, HTTPException) as error:
-            raise UserError(f"{name}: could not be fetched ({' '.join(str(error).split())[:200]}).") from None
-        print(f"{name}: {where}")
+    for line in fetch.prepared(datasets, data):
+        print(line)
 
 
 @app.command("duplicates")

@@ -17,8 +17,9 @@ from orchestrator.config import Choice, Grid
 from orchestrator.keys import canonical
 from orchestrator.plan import Task
 from orchestrator.provenance import commit
+from orchestrator.samplers import searchable
 from orchestrator.trials import Trial, trial_tasks
-from orchestrator.tune import PHASES, Budget, Result, Search, Subject, Values, searchable
+from orchestrator.tune import PHASES, Budget, Result, Search, Subject, Values
 from orchestrator.tuned import Place, Winner
 
 SEEDS_APART = 1000  # phase p has the seeds p · SEEDS_APART, …: no seed is in two phases

@@ -13,9 +13,10 @@ import pytest
 
 from orchestrator import studies, torn
 from orchestrator.errors import UserError
+from orchestrator.samplers import distributions, make_sampler
 from orchestrator.store import Store
 from orchestrator.studies import Count, counts, importances, open_study, storage
-from orchestrator.tune import Budget, Tuner, distributions, make_sampler
+from orchestrator.tune import Budget, Tuner
 from tests.postgres import free_port
 from tests.test_tune import SPACE, drive, search
 

@@ -17,7 +17,8 @@ from optuna.trial import TrialState
 
 from orchestrator.catalogue import Parameter
 from orchestrator.keys import digest
-from orchestrator.tune import Budget, Search, Subject, Tuner, make_sampler
+from orchestrator.samplers import make_sampler
+from orchestrator.tune import Budget, Search, Subject, Tuner
 
 Row = dict[str, Any]
 SPACE = {
