@@ -1,4 +1,4 @@
-"""`lethe prepare`: the built-in datasets are downloaded and verified by their own files in workers/datasets."""
+"""`lethe prepare`: built-in datasets are downloaded and verified by their own files in workers/datasets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.errors import UserError, nearest
 
 
 def prepared(datasets: Sequence[str], data: str) -> Iterator[str]:
-    """A line for each dataset that is there now; UserError for one that is unknown or could not be fetched."""
+    """A line for each dataset that is there now; UserError: one is unknown or could not be fetched."""
     known = catalogue.plugins("datasets")
     unknown = [name for name in datasets if name not in known]
     if unknown:
