@@ -177,6 +177,9 @@ def step_decay(rho: float) -> Schedule:
 
 # ---- the loop --------------------------------------------------------------------------------------------
 
+# What `fit` calls after each epoch: tuning watches a method there, and may end it by an exception.
+AFTER_EPOCH: ContextVar[Callable[[], None] | None] = ContextVar("after_epoch", default=None)
+
 
 def fit(
     optimizer: torch.optim.Optimizer,
@@ -209,6 +212,9 @@ def fit(
                 value = loss(*batch)
             descend(optimizer, value)
         check_finite(optimizer)
+        after = AFTER_EPOCH.get()
+        if after is not None:
+            after()
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

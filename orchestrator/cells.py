@@ -60,6 +60,17 @@ class Cell:
         return References(self.bases, self.retrains) if training == PLAIN else self.changed[training]
 
 
+@dataclass(frozen=True)
+class Place:
+    """One base to be: its track, its number, who its members are and how many forget sets it has."""
+
+    track: str
+    seed: int
+    members: dict[str, Any]
+    forget_sets: int
+    fixed: bool
+
+
 def forget_label(recipe: dict[str, Any] | None) -> str:
     """'random(fraction=0.1)' for a forget recipe, with its request if there are several; '' for none."""
     if recipe is None:

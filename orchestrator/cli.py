@@ -1,20 +1,37 @@
-"""lethe: plan, run, status, report, list, audit, store, prepare, bench, doctor. Parses and prints, nothing
-else.
+"""lethe: plan, run, tune, status, dashboard, report, list, audit, store, prepare, bench, doctor. Parses and
+prints, nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from orchestrator import __version__
+from orchestrator.cli_options import (
+    ActorsPerGpu,
+    Address,
+    Data,
+    GridFile,
+    Inline,
+    Json,
+    KeepModels,
+    MaxActors,
+    OptunaStorage,
+    Results,
+    Retry,
+    TimeLimit,
+)
+from orchestrator.cli_store import store_app
 from orchestrator.errors import UserError, nearest
 
 app = typer.Typer(
@@ -24,15 +41,7 @@ app = typer.Typer(
     help="Machine-unlearning benchmarks: one grid file in, one audited table out.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(no_args_is_help=True, help="Look after a results folder.")
 app.add_typer(store_app, name="store")
-
-GridFile = Annotated[str, typer.Argument(metavar="GRID", help="the grid, a YAML file")]
-Results = Annotated[
-    str, typer.Option("--results", metavar="URI", help="results folder: a path, s3:// or gs://")
-]
-Json = Annotated[bool, typer.Option("--json", help="print one line of JSON")]
-Data = Annotated[str, typer.Option("--data", metavar="DIR", help="folder of the datasets")]
 
 
 @app.callback(invoke_without_command=True)
@@ -49,10 +58,11 @@ def plan(grid: GridFile, results: Results = "results", as_json: Json = False) ->
     """Show what a grid asks for, what is done already, what sharing saves and what it costs. Runs nothing."""
     from orchestrator import overview
     from orchestrator.config import load
-    from orchestrator.plan import make_plan
     from orchestrator.store import Store
+    from orchestrator.tuned_plan import first, plan_of
 
-    facts = overview.of_plan(make_plan(load(grid)), Store.open_if_any(results))
+    loaded, store = load(grid), Store.open_if_any(results)
+    facts = overview.of_plan(plan_of(loaded, store), store) | {"studies_first": first(loaded, store)}
     print(json.dumps(facts) if as_json else overview.plan_text(facts))
 
 
@@ -61,36 +71,34 @@ def run(
     grid: GridFile,
     results: Results = "results",
     data: Data = "data",
-    address: Annotated[
-        str, typer.Option(help="Ray: local, auto (the cluster this runs on) or a host")
-    ] = "local",
-    inline: Annotated[bool, typer.Option("--inline", help="in this process, without Ray")] = False,
-    retry: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KIND", help="run these failures again: oom, diverged, …, failed"),
-    ] = None,
+    optuna_storage: OptunaStorage = None,
+    address: Address = "local",
+    inline: Inline = False,
+    retry: Retry = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="run at most N tasks")] = None,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="keep the weights of all bases")] = False,
-    max_actors: Annotated[int | None, typer.Option(min=1, help="at most this many Ray actors")] = None,
-    actors_per_gpu: Annotated[int | None, typer.Option(min=1, help="actors that share one GPU")] = None,
-    time_limit_s: Annotated[float | None, typer.Option(min=0.001, help="seconds one task may run")] = None,
+    keep_models: KeepModels = False,
+    max_actors: MaxActors = None,
+    actors_per_gpu: ActorsPerGpu = None,
+    time_limit_s: TimeLimit = None,
 ) -> None:
-    """Run a grid, or what is left of it. Running again resumes.
+    """Run a grid, or what is left of it. Running again resumes. With `hyperparameters: tuned` it is tuned
+    before, where no winners are known.
 
     Exit code 0: all tasks are done; 1: some did not finish; 2: bad input, or files that cannot be written;
     130: interrupted.
     """
-    from orchestrator import overview
     from orchestrator.config import load
     from orchestrator.session import retry_kinds
 
     loaded, kinds = load(grid), retry_kinds(retry or ())
-    from orchestrator.runner import Options, run_grid  # takes a second: not before the input is known good
+    if optuna_storage is not None and loaded.hyperparameters != "tuned":
+        raise UserError(f"--optuna-storage: {grid} is not tuned. Write hyperparameters: tuned in it.")
+    from orchestrator import overview  # what follows takes a second: not before the input is known good
+    from orchestrator.runner import Options, run_grid
 
-    results = _outside_job(results)
     options = Options(
-        results=results,
-        data=str(Path(_outside_job(data)).expanduser().absolute()),
+        results=_outside_job(results),
+        data=_data_folder(data),
         address=None if inline else address,
         retry=frozenset(kinds),
         limit=limit,
@@ -99,15 +107,56 @@ def run(
         actors_per_gpu=actors_per_gpu if actors_per_gpu is not None else loaded.run.actors_per_gpu,
         time_limit_s=time_limit_s if time_limit_s is not None else loaded.run.time_limit_s,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with _interruptible():
+        if loaded.hyperparameters == "tuned":
+            from orchestrator import tune_runner
+
+            if (before := tune_runner.tune_first(loaded, options, optuna_storage)) is not None:
+                print(tune_runner.text(before, _again(), options.results))
         ended = run_grid(loaded, options)
-    except KeyboardInterrupt:
-        text = f"\nInterrupted. What had finished is recorded; `{_again()}` goes on from there."
-        print(text, file=sys.stderr)
-        raise typer.Exit(130) from None
-    print(overview.run_text(ended, _again(), results))
+    print(overview.run_text(ended, _again(), options.results))
     raise typer.Exit(1 if ended.failures else 0)
+
+
+@app.command()
+def tune(
+    grid: GridFile,
+    results: Results = "results",
+    data: Data = "data",
+    optuna_storage: OptunaStorage = None,
+    address: Address = "local",
+    inline: Inline = False,
+    retry: Retry = None,
+    keep_models: KeepModels = False,
+    max_actors: MaxActors = None,
+    actors_per_gpu: ActorsPerGpu = None,
+    time_limit_s: TimeLimit = None,
+) -> None:
+    """Search hyper-parameters for every method of a grid that has no winner yet. Running again resumes.
+
+    Exit code 0: every study has a winner; 1: some have none; 2: bad input; 130: interrupted.
+    """
+    from orchestrator.config import load
+    from orchestrator.session import retry_kinds
+
+    loaded, kinds = load(grid), retry_kinds(retry or ())
+    from orchestrator import tune_runner
+    from orchestrator.runner import Options
+
+    options = Options(
+        results=_outside_job(results),
+        data=_data_folder(data),
+        address=None if inline else address,
+        retry=frozenset(kinds),
+        keep_models=keep_models,
+        max_actors=max_actors if max_actors is not None else loaded.run.max_actors,
+        actors_per_gpu=actors_per_gpu if actors_per_gpu is not None else loaded.run.actors_per_gpu,
+        time_limit_s=time_limit_s if time_limit_s is not None else loaded.run.time_limit_s,
+    )
+    with _interruptible():
+        ended = tune_runner.tune_grid(loaded, options, optuna_storage)
+    print(tune_runner.text(ended, _again(), options.results))
+    raise typer.Exit(1 if ended.failed else 0)
 
 
 def _again() -> str:
@@ -131,6 +180,22 @@ def _outside_job(path: str) -> str:
     return lasting
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a run with a line that says how to go on."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = f"\nInterrupted. What had finished is recorded; `{_again()}` goes on from there."
+        print(text, file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _data_folder(data: str) -> str:
+    return str(Path(_outside_job(data)).expanduser().absolute())
+
+
 @app.command()
 def status(results: Results = "results", as_json: Json = False) -> None:
     """How far the runs in a results folder are, and what failed."""
@@ -139,6 +204,27 @@ def status(results: Results = "results", as_json: Json = False) -> None:
 
     facts = overview.of_store(Store.open(results))
     print(json.dumps(facts) if as_json else overview.status_text(facts))
+
+
+@app.command()
+def dashboard(
+    results: Results = "results",
+    optuna_storage: OptunaStorage = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8080,
+    host: Annotated[str, typer.Option(help="the address to listen on; 0.0.0.0: all, without a password")] = (
+        "127.0.0.1"
+    ),
+) -> None:
+    """Look at the studies of tuning in a browser, also while a run is going on. Changes nothing."""
+    from orchestrator import dashboard as dashboards
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with dashboards.server(dashboards.opened(results, optuna_storage), host, port) as serving:
+            print(f"{dashboards.address(serving, host)}  Ctrl-C ends it.", flush=True)
+            serving.serve_forever()
+    except KeyboardInterrupt:
+        print()
 
 
 @app.command()
@@ -216,54 +302,6 @@ def audit(
     print(json.dumps(found) if as_json else audit_file.as_text(found))
 
 
-@store_app.command()
-def compact(
-    results: Results = "results",
-    precision: Annotated[
-        str, typer.Option(metavar="float32|float16", help="of φ; float16 is an archive: it rounds for good")
-    ] = "float32",
-) -> None:
-    """Merge the many small files of a results folder and write manifest.json. Calling it again finishes.
-
-    Scores become sample-major: one chunk of samples of all models is read without the others.
-    """
-    from orchestrator import compact as compaction
-    from orchestrator.lock import Lock
-    from orchestrator.parquet import PRECISIONS
-    from orchestrator.store import Store
-
-    if precision not in PRECISIONS:
-        hint = nearest(precision, PRECISIONS)
-        raise UserError(f"--precision {precision}: unknown.{hint} Allowed: {', '.join(PRECISIONS)}.")
-    opened = Store.open(results)
-    with Lock(opened) as lock:
-        done = compaction.compact(opened, precision, lock.beat)
-    print(compaction.as_text(done))
-
-
-@store_app.command()
-def verify(results: Results = "results") -> None:
-    """Compare the files of the last compaction with manifest.json. Exit code 1: some differ or are gone."""
-    from orchestrator import compact as compaction
-    from orchestrator.store import Store
-
-    count, problems = compaction.verify(Store.open(results))
-    print("\n".join([*problems, f"{count - len(problems):,} of {count:,} files are as they were written."]))
-    raise typer.Exit(1 if problems else 0)
-
-
-@store_app.command()
-def suffstats(results: Results = "results") -> None:
-    """Write the table suffstats: count, mean and moments of φ per sample and world, for attacks elsewhere."""
-    from orchestrator import suffstats as statistics
-    from orchestrator.lock import Lock
-    from orchestrator.store import Store
-
-    opened = Store.open(results)
-    with Lock(opened) as lock:
-        print(statistics.as_text(statistics.write(opened, lock.beat)))
-
-
 @app.command()
 def prepare(
     datasets: Annotated[list[str], typer.Argument(metavar="DATASET… | image_folder PATH")],
@@ -282,31 +320,15 @@ def prepare(
     reads a folder of pictures, FOLDER/CLASS/picture.jpg, with or without train and test above the classes, or
     a zip of it, and prints its entry for a grid.
     """
-    from orchestrator import catalogue, describe
+    from orchestrator import describe, fetch
 
     if describe.is_folder(datasets, size, channels, name):
         entry, notes = describe.entry_of(datasets[1], data, size or 0, channels, name)
         print("\n".join(notes), file=sys.stderr)
         print(entry, end="")
         return
-    known = catalogue.plugins("datasets")
-    unknown = [name for name in datasets if name not in known]
-    if unknown:
-        raise UserError(
-            *(f"unknown dataset {n!r}.{nearest(n, known)}  `lethe list datasets` shows all." for n in unknown)
-        )
-    from http.client import HTTPException
-
-    from methods.base import plugin
-
-    for name in datasets:
-        try:
-            where = plugin("workers.datasets", name)().prepare(Path(data))
-        except FileNotFoundError as error:  # the dataset's own line on what is missing or damaged
-            raise UserError(str(error)) from None
-        except (OSError, RuntimeError, HTTPException) as error:
-            raise UserError(f"{name}: could not be fetched ({' '.join(str(error).split())[:200]}).") from None
-        print(f"{name}: {where}")
+    for line in fetch.prepared(datasets, data):
+        print(line)
 
 
 @app.command("duplicates")

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import architectures, catalogue, datasets, forget_recipes, requests
+from orchestrator import architectures, catalogue, datasets, forget_recipes, requests, tune_space
 from orchestrator.errors import UserError, nearest
 from orchestrator.grid_errors import lines
 from orchestrator.parameters import check_parameters, poison_problems
@@ -32,6 +32,7 @@ from orchestrator.strict import Strict
 from orchestrator.strict_yaml import read_yaml
 
 MAX_SEEDS, VAL_FRACTION = 100_000, 0.15
+MAX_SEEDS_OF_PHASE = 1000
 
 
 class Choice(Strict):
@@ -95,6 +96,15 @@ class Tune(Strict):
     trials: int = Field(100, ge=1, le=1_000_000)
     seeds: int = Field(1, ge=1, le=MAX_SEEDS)
     audit: AuditSearch | None = None
+    sampler: Literal["tpe", "nsga3", "random", "qmc"] = "tpe"
+    objective: Literal["retrain_distance", "paper"] = "retrain_distance"
+    time: bool = False  # seconds are an objective too
+    pruner: Literal["median", "none"] = "median"
+    finalists: int = Field(3, ge=1, le=1000)  # best trials that run again on fresh seeds
+    confirm_seeds: int = Field(3, ge=1, le=MAX_SEEDS_OF_PHASE)
+    evaluate_seeds: int = Field(5, ge=2, le=MAX_SEEDS_OF_PHASE)
+    parallel: int = Field(2, ge=1, le=1000)  # trials of one study at once
+    space: dict[str, dict[str, list[Any]]] = {}  # method or all -> parameter -> [low, high] or choices
 
 
 class Run(Strict):
@@ -217,6 +227,7 @@ class Grid(Strict):
         problems += requests.problems(self.requests, *sizes)
         problems += forget_recipes.problems(self)
         problems += [problem for name, values in self._filled() for problem in poison_problems(name, values)]
+        problems += tune_space.problems(self.tune.space, [m.name for m in self.methods]) if self.tune else []
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -350,13 +361,8 @@ def _hidden(path: str, data: dict[str, Any], error: ValidationError) -> list[str
 
 def _with_hyperparameters(path: str, grid: Grid) -> Grid:
     """The grid with the values of a hyper-parameter file below those the grid sets itself."""
-    if grid.hyperparameters == "default":
+    if grid.hyperparameters in ("default", "tuned"):  # tuned: by cell, once winners are known
         return grid
-    if grid.hyperparameters == "tuned":
-        raise UserError(
-            f"{path}  hyperparameters: no tuned values are shipped with this version."
-            " Write 'default' or the path of a YAML file {method: {parameter: value}}."
-        )
     source = str(Path(path).parent / grid.hyperparameters)
     values = read_yaml(source) or {}
     if not isinstance(values, dict) or not all(

@@ -69,10 +69,11 @@ def plan_text(facts: dict[str, Any]) -> str:
         lines.append(
             f"{facts['repeated_requests']:,} earlier requests run again: the weights they left were not kept."
         )
-    if facts["tune_trials"]:
-        lines.append(
-            f"{facts['tune_trials']:,} tuning trials come on top; this version counts them and runs none."
-        )
+    if count := facts.get("studies_first"):  # None: the grid does not ask for winners
+        studies = "study of tuning comes" if count == 1 else "studies of tuning come"
+        lines.append(f"{count:,} {studies} first; counted here with the defaults.")
+    elif count is None and facts["tune_trials"]:
+        lines.append(f"{facts['tune_trials']:,} trials of `lethe tune` come on top; `lethe run` runs none.")
     if facts["device_hours"] is None:
         lines.append("No cost estimate: no base has been timed in these results for every part of the grid.")
     elif facts["tasks"] > facts["done"]:

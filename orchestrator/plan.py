@@ -11,13 +11,13 @@ Requests in turn: a cell for each, whose unlearn tasks start from those of the r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from orchestrator import catalogue, datasets, forget_recipes, poison, requests
-from orchestrator.cells import PLAIN, TRACKS, Cell, Key, References, Variant, forget_label, inside
+from orchestrator.cells import PLAIN, TRACKS, Cell, Key, Place, References, Variant, forget_label, inside
 from orchestrator.config import Audit, Choice, Grid
 from orchestrator.keys import Digester, derived_seed, digest, present
 
@@ -136,25 +136,29 @@ def _training(spec: dict[str, Any]) -> str:
     return next((name for name in catalogue.TRAININGS if name in spec["training"]), PLAIN)
 
 
-def make_plan(grid: Grid) -> Plan:
-    """The tasks and cells of a grid."""
+# (dataset, architecture, forget recipe, method) -> hyper-parameters
+Tuned = Callable[[str, str, Choice, Choice], dict[str, Any]]
+
+
+def make_plan(grid: Grid, tuned: Tuned | None = None) -> Plan:
+    """The tasks and cells of a grid. tuned: a method's hyper-parameters in a cell (tuned_plan.py)."""
     cells: list[Cell] = []
     tasks: dict[str, Task] = {}
     impossible: dict[str, tuple[Task, str]] = {}
     for dataset in grid.datasets:
         for architecture in grid.architectures:
-            builder = _Builder(grid, dataset, architecture)
+            builder = Builder(grid, dataset, architecture, tuned)
             cells += [cell for choice in grid.forget for cell in builder.cells(choice)]
             tasks |= builder.tasks
             impossible |= builder.impossible
     return Plan(grid, list(tasks.values()), cells, list(impossible.values()), forget_recipes.lists(grid))
 
 
-class _Builder:
+class Builder:
     """Makes the tasks of one (dataset, architecture); equal tasks of several cells are one."""
 
-    def __init__(self, grid: Grid, dataset: str, architecture: str) -> None:
-        self.grid, self.dataset, self.architecture = grid, dataset, architecture
+    def __init__(self, grid: Grid, dataset: str, architecture: str, tuned: Tuned | None = None) -> None:
+        self.grid, self.dataset, self.architecture, self.tuned = grid, dataset, architecture, tuned
         self.known = datasets.of(dataset)
         self.tasks: dict[str, Task] = {}
         self.digester = Digester(SHARED)
@@ -186,6 +190,10 @@ class _Builder:
 
     def cells(self, choice: Choice) -> list[Cell]:
         """A cell for each request of a forget recipe, in order."""
+        if self.tuned is not None:
+            for method in self.grid.methods:
+                values = self.tuned(self.dataset, self.architecture, choice, method)
+                self.methods[method.name] = self.methods[method.name] | {"hyperparameters": values}
         made: list[Cell] = []
         for request in requests.of_grid(self.grid.requests):
             made.append(self.cell(choice, request, made[-1] if made else None))
@@ -214,7 +222,7 @@ class _Builder:
         fitting: dict[str, list[Variant]] = {PLAIN: []}  # by the training recipe that they need
         for name in self.methods:
             method = catalogue.plugins("methods")[name]
-            variant = self._variant(method)
+            variant = self.variant(method)
             cell.variants.append(variant)
             if method.scope not in ("both", constants["scope"]):
                 reason = f"forgets {SCOPES[method.scope]}, and the forget recipe is {forget_label(forget)}"
@@ -228,7 +236,7 @@ class _Builder:
             for training, variants in fitting.items():
                 here = [v for v in variants if place.fixed or self._audited(v)]
                 if here or training == PLAIN:
-                    self._fill(cell, forget, place, training, here, parents, after)
+                    self.fill(cell, forget, place, training, here, parents, after)
         return cell
 
     def _audited(self, variant: Variant) -> bool:
@@ -250,7 +258,7 @@ class _Builder:
         """The bases of the audit track with plain training, which are added where they are not there yet."""
         return tuple(self._base(place, PLAIN) for place in self._audit_places(self.grid.audit, 1, {}))
 
-    def _variant(self, method: catalogue.Plugin) -> Variant:
+    def variant(self, method: catalogue.Plugin) -> Variant:
         values = self.methods[method.name]["hyperparameters"]
         augment = {} if self.grid.augment_unlearning else {"augment": False}
         return Variant(method.name, method.version, values | augment, {}, self._training(method.training))
@@ -273,9 +281,9 @@ class _Builder:
             variant.tasks[place.track, place.seed, 0] = task.id
             self.impossible[task.id] = (task, f"{variant.method} {reason}")
 
-    def _places(self, audit_sets: int, forget: dict[str, Any]) -> Iterator[_Place]:
+    def _places(self, audit_sets: int, forget: dict[str, Any]) -> Iterator[Place]:
         for seed in self.grid.seeds:
-            yield _Place("main", seed, {"track": "main", **self._val(forget)}, 1, True)
+            yield Place("main", seed, {"track": "main", **self._val(forget)}, 1, True)
         yield from self._audit_places(self.audit if audit_sets else None, audit_sets, forget)
 
     def _val(self, forget: dict[str, Any]) -> dict[str, Any]:
@@ -283,25 +291,25 @@ class _Builder:
         listed = {"listed": forget["ids"]["sha256"]} if "ids" in forget else {}
         return {"val_fraction": self.grid.val_fraction} | self._split() | listed
 
-    def _audit_places(self, audit: Audit | None, sets: int, forget: dict[str, Any]) -> Iterator[_Place]:
+    def _audit_places(self, audit: Audit | None, sets: int, forget: dict[str, Any]) -> Iterator[Place]:
         for base in range(2 * audit.pairs if audit else 0):
             members = {"track": "audit", **self._val(forget), "pair": base // 2, "half": base % 2}
-            yield _Place("audit", base, members, sets, False)
+            yield Place("audit", base, members, sets, False)
 
-    def _names(self, place: _Place) -> tuple[Any, ...]:
+    def _names(self, place: Place) -> tuple[Any, ...]:
         return (self.known.key, self.architecture, place.track, place.seed)
 
-    def _common(self, place: _Place) -> dict[str, Any]:
+    def _common(self, place: Place) -> dict[str, Any]:
         """What the specifications of all tasks of one place share."""
         scored = {} if place.fixed else self.scored
         return {**self.common, **scored, "members": place.members, "seed": place.seed}
 
-    def _base_seeds(self, place: _Place, training: str) -> dict[str, int]:
+    def _base_seeds(self, place: Place, training: str) -> dict[str, int]:
         names = self._names(place)
         codes = {} if training == PLAIN else {"codes": derived_seed("codes", *names)}
         return {"init": derived_seed("init", *names), "order": derived_seed("order", *names, "base")} | codes
 
-    def _base(self, place: _Place, training: str, forget: dict[str, Any] | None = None) -> str:
+    def _base(self, place: Place, training: str, forget: dict[str, Any] | None = None) -> str:
         """Add the base of one place and training recipe; forget: the recipe, which may poison it."""
         seed, poisoned = poison.of(forget, self._names(place), place)
         own = {
@@ -310,11 +318,11 @@ class _Builder:
         }
         return self.add({**self._common(place), **poisoned, **own, "kind": "base"})
 
-    def _fill(
+    def fill(
         self,
         cell: Cell,
         forget: dict[str, Any],
-        place: _Place,
+        place: Place,
         training: str,
         variants: list[Variant],
         parents: dict[str, dict[Key, str]],
@@ -361,7 +369,7 @@ class _Builder:
 
     @staticmethod
     def _retrain_seeds(
-        names: tuple[Any, ...], index: int, place: _Place, base_seeds: dict[str, int]
+        names: tuple[Any, ...], index: int, place: Place, base_seeds: dict[str, int]
     ) -> dict[str, int]:
         """On the main track a retrain starts from its base's initial weights, as in the paper; else from its
         own.
@@ -369,17 +377,6 @@ class _Builder:
         order = derived_seed("order", *names, "retrain", index)
         init = base_seeds["init"] if place.fixed else derived_seed("init", *names, "retrain", index)
         return {"init": init, "order": order}
-
-
-@dataclass(frozen=True)
-class _Place:
-    """One base to be: its track, its number, who its members are and how many forget sets it has."""
-
-    track: str
-    seed: int
-    members: dict[str, Any]
-    forget_sets: int
-    fixed: bool
 
 
 def _versioned(kind: str, name: str) -> dict[str, Any]:

@@ -6,19 +6,21 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator import figures, report_audit, report_card, report_poison
+from orchestrator import figures, report_audit, report_card, report_poison, report_tuning
 from orchestrator.report_card import ENOUGH_PAIRS, TOO_NARROW, Card
 from orchestrator.report_columns import COLUMNS, Column
 from orchestrator.report_duplicates import lines as told
 from orchestrator.report_rank import RULE
 from orchestrator.report_rows import CellReport, Entry, Report, collect, flat
 from orchestrator.report_tables import FURTHER
+from orchestrator.report_tuning import Section
 from orchestrator.store import Store
 
 FORMATS = ("html", "md", "csv", "latex", "json", "parquet", "card")
@@ -29,6 +31,7 @@ INTERVALS = (
     " over the pairs of bases; n/a: not known."
 )
 SHOWN_SAMPLES = 200  # of those that are exposed
+Rows = Sequence[dict[str, Any]]
 NO_RESULTS = "No plan has been run on these results yet."
 
 
@@ -45,7 +48,8 @@ def render(store: Store, format: str) -> str | bytes:
     cards = report_card.cards(store, report)
     if format == "card":
         return report_card.as_json(cards)
-    return _html(report, cards) if format == "html" else _markdown(report, cards)
+    tuning = report_tuning.sections(store, [cell.cell for cell in report.cells])
+    return _html(report, cards, tuning) if format == "html" else _markdown(report, cards, tuning)
 
 
 def _json(rows: list[dict[str, Any]]) -> str:
@@ -168,8 +172,9 @@ def _failure_lines(entry: Entry) -> list[str]:
 # ---- Markdown ----------------------------------------------------------------------------------------------
 
 
-def _markdown(report: Report, cards: list[Card]) -> str:
+def _markdown(report: Report, cards: list[Card], tuning: list[Section]) -> str:
     blocks = ["# Lethe report", *map(_markdown_cell, report.cells, cards)]
+    blocks += report_tuning.markdown(tuning, _md, _md_table)
     if report.cells:
         meanings = [f"- **{_md(c.head)}**: {_md(c.meaning)}" for c in used_columns(report.cells)]
         blocks.append(
@@ -185,10 +190,10 @@ def _markdown(report: Report, cards: list[Card]) -> str:
 def _markdown_cell(cell: CellReport, card: Card) -> str:
     lines = [f"## {_md(title(cell))}", "", f"{caption(cell)} Cell `{cell.cell.id}`.", ""]
     used = columns(cell)
-    lines += _md_table(cell, used)
+    lines += _md_table(cell.rows, used)
     lines += [f"\n{_md(line)}" for line in (*prices(cell), *told(cell.cell.dataset, cell.duplicates))]
     for heading, used in further(cell):
-        lines += ["", f"### {_md(heading)}", "", *_md_table(cell, used)]
+        lines += ["", f"### {_md(heading)}", "", *_md_table(cell.rows, used)]
     failed = failures(cell)
     lines += (
         ["", "Not finished, or with a warning:", "", *(f"- {_md(line)}" for line in failed)] if failed else []
@@ -200,9 +205,9 @@ def _markdown_cell(cell: CellReport, card: Card) -> str:
     return "\n".join(lines)
 
 
-def _md_table(cell: CellReport, used: list[Column]) -> list[str]:
+def _md_table(rows: Rows, used: Sequence[Column]) -> list[str]:
     lines = [_md_row([column.head for column in used]), "|" + " --- |" * len(used)]
-    return lines + [_md_row([shown(row, column) for column in used]) for row in cell.rows]
+    return lines + [_md_row([shown(row, column) for column in used]) for row in rows]
 
 
 def _md_row(values: list[str]) -> str:
@@ -305,7 +310,7 @@ def provenance(report: Report) -> list[tuple[str, list[str]]]:
     return [(name, values) for name, values in listed.items() if values]
 
 
-def _html(report: Report, cards: list[Card]) -> str:
+def _html(report: Report, cards: list[Card], tuning: list[Section]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -319,6 +324,8 @@ def _html(report: Report, cards: list[Card]) -> str:
     drawn = any(cell["figures"] for cell in cells)
     return environment.get_template("report.html.j2").render(
         cells=cells,
+        tuning=[{"title": t.title, "note": t.note, **_html_table(t.rows, t.columns)} for t in tuning],
+        tuning_rule=report_tuning.CAPTION,
         columns=used_columns(report.cells),
         intervals=INTERVALS,
         rule=RULE,
@@ -338,8 +345,8 @@ def _html_cell(cell: CellReport, card: Card) -> dict[str, Any]:
         "architecture": cell.cell.architecture,
         "forget": cell.cell.forget,
         "caption": caption(cell),
-        **_html_table(cell, columns(cell)),
-        "further": [_html_table(cell, used) | {"title": heading} for heading, used in further(cell)],
+        **_html_table(cell.rows, columns(cell)),
+        "further": [_html_table(cell.rows, used) | {"title": heading} for heading, used in further(cell)],
         "prices": [*prices(cell), *told(cell.cell.dataset, cell.duplicates)],
         "failures": failures(cell),
         "figures": figures.of_cell(cell),
@@ -348,11 +355,11 @@ def _html_cell(cell: CellReport, card: Card) -> dict[str, Any]:
     }
 
 
-def _html_table(cell: CellReport, used: list[Column]) -> dict[str, Any]:
+def _html_table(rows: Rows, used: Sequence[Column]) -> dict[str, Any]:
     return {
         "columns": used,
-        "references": [_html_row(row, used) for row in cell.rows if row["kind"] != "unlearn"],
-        "methods": [_html_row(row, used) for row in cell.rows if row["kind"] == "unlearn"],
+        "references": [_html_row(row, used) for row in rows if row["kind"] != "unlearn"],
+        "methods": [_html_row(row, used) for row in rows if row["kind"] == "unlearn"],
     }
 
 
@@ -369,7 +376,7 @@ def _exposed(cell: CellReport) -> list[dict[str, Any]]:
     ]
 
 
-def _html_row(row: dict[str, Any], used: list[Column]) -> dict[str, Any]:
+def _html_row(row: dict[str, Any], used: Sequence[Column]) -> dict[str, Any]:
     pairs = (row["hyperparameters"] or {}).items()
     return {
         "kind": row["kind"],

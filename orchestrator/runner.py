@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import audit, inline, plans
+from orchestrator import audit, inline, plans, tuned_plan
 from orchestrator.config import Grid
 from orchestrator.errors import UserError
 from orchestrator.lock import Lock
-from orchestrator.plan import Plan, make_plan
+from orchestrator.plan import Plan
 from orchestrator.progress import Display
 from orchestrator.session import Session
 from orchestrator.store import Store
@@ -49,8 +49,8 @@ class Ended:
 def run_grid(grid: Grid, options: Options) -> Ended:
     """Run what is left of a grid and audit it; see `lethe run`."""
     started = time.monotonic()
-    plan = make_plan(grid)
-    fresh = Store.open_if_any(options.results) is None
+    there = Store.open_if_any(options.results)
+    plan, fresh = tuned_plan.plan_of(grid, there), there is None
     store = Store.create(options.results)
     with Lock(store) as lock, Display() as display:
         try:
@@ -76,11 +76,12 @@ def _run_session(plan: Plan, store: Store, lock: Lock, display: Display, options
         limit=options.limit,
         keep_models=options.keep_models,
     ) as session:
-        _run(session, options)
+        run_session(session, options)
     return session
 
 
-def _run(session: Session, options: Options) -> None:
+def run_session(session: Session, options: Options) -> None:
+    """Run every task of a session, inline or on Ray."""
     if not session.schedule.total:
         return
     if options.address is None:

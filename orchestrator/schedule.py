@@ -50,6 +50,7 @@ class Schedule:
         self._held = Held(tasks, chosen, statuses)
         self._by_id = {task.id: task for task in tasks}
         self._made: set[str] = set()  # tasks done in this run
+        self._open: set[str] = set()  # tasks that wait for a runner, or for their base, or are being run
         self._statuses, self._has_model = dict(statuses), lambda base: base in self._made or has_model(base)
         for task in self._held.tasks():
             if task.base is not None:
@@ -67,7 +68,7 @@ class Schedule:
         self, tasks: list[Task], todo: set[str], statuses: dict[str, str], has_model: Callable[[str], bool]
     ) -> None:
         by_id = {task.id: task for task in tasks}
-        todo = todo | _made_again(tasks, todo, statuses, has_model)
+        todo = todo | (_made_again(tasks, todo, statuses, has_model) - self._open)
         training = [task for task in tasks if task.id in todo and task.kind != "unlearn"]
         reasons: dict[str, str] = {}  # why tasks cannot run
         for task in tasks:
@@ -76,7 +77,7 @@ class Schedule:
                 continue
             if base in reasons:
                 reasons[task.id] = reasons[base]
-            elif base in todo or base in self._waiting:
+            elif base in todo or base in self._open:
                 self._waiting.setdefault(base, []).append(task)
             elif statuses.get(base) == "done":
                 self._ready.setdefault(base, deque()).append(task)
@@ -86,6 +87,7 @@ class Schedule:
                 self.skipped.append((task, reasons[task.id]))
             else:
                 self._children[base] = self._children.get(base, 0) + 1
+        self._open |= todo - reasons.keys()
         self._train.extend(sorted(training, key=lambda task: task.kind != "base"))
 
     def pending(self) -> list[Task]:
@@ -129,6 +131,19 @@ class Schedule:
         self._made |= {task.id} if status == "done" else set()
         return skipped + self._release({task.id: status} | {child.id: "skipped" for child, _ in skipped})
 
+    def add(self, tasks: Iterable[Task], known: Iterable[Task] = ()) -> list[tuple[Task, str]]:
+        """Take in tasks that were not known before; returns those that cannot run, with the reason. known:
+        what they start from, where it has run in earlier runs: it is made again if its weights are gone.
+        """
+        new = {task.id: task for task in tasks}
+        self._by_id |= {task.id: task for task in known} | new
+        before, skipped = len(self), len(self.skipped)
+        self._sort_in(self._with_bases(list(new.values())), set(new), self._statuses, self._has_model)
+        self.total, self.left = self.total + len(self) - before, self.left + len(self) - before
+        lost = self.skipped[skipped:]
+        del self.skipped[skipped:]
+        return lost
+
     def _release(self, ended: dict[str, str]) -> list[tuple[Task, str]]:
         """Let the tasks go that were held back for some that ended; returns those that cannot run, with the
         reason.
@@ -161,6 +176,7 @@ class Schedule:
 
     def _finish(self, task: Task, status: str, runner: str) -> list[tuple[Task, str]]:
         self.left -= 1
+        self._open.discard(task.id)
         if task.base is not None:
             self._children[task.base] -= 1
         if status != "done":
@@ -181,6 +197,7 @@ class Schedule:
             self._children.pop(base, None)
             waiting = self._waiting.pop(base, [])
             dropped += waiting
+            self._open -= {task.id for task in waiting}
             bases.extend(task.id for task in waiting)
         return dropped
 

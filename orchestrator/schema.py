@@ -33,7 +33,9 @@ _i8, _i16, _i32, _i64 = pa.int8(), pa.int16(), pa.int32(), pa.int64()
 RUNS = (
     Column("task_id", _text, "", "hash of everything that decides the result; the key of the table"),
     Column("kind", _text, "", "base, retrain or unlearn"),
-    Column("track", _text, "", "main (fixed split, n seeds) or audit (balanced pairs of bases)"),
+    Column(
+        "track", _text, "", "main (fixed split, n seeds), audit (balanced pairs of bases) or tune (trials)"
+    ),
     Column("dataset", _text, "", "name of the dataset"),
     Column("architecture", _text, "", "name of the architecture"),
     Column(
@@ -94,6 +96,18 @@ RUNS = (
     Column("forget_loss", _f64, "nats", "mean cross-entropy on the forget set"),
     Column("val_loss", _f64, "nats", "mean cross-entropy on the validation set"),
     Column("test_loss", _f64, "nats", "mean cross-entropy on the test set"),
+    Column(
+        "val_auc", _f64, "", "tuning: AUC of the losses of forget against validation samples, 0.5 if alike"
+    ),
+    Column(
+        "val_mia", _f64, "fraction", "tuning: accuracy of the population attack, validation as non-members"
+    ),
+    Column(
+        "epoch_values",
+        pa.list_(_f64),
+        "",
+        "tuning: distance to the retrain after each epoch, on some samples of each set",
+    ),
     Column("wall_s", _f64, "s", "training or unlearning alone, device synchronised before and after"),
     Column(
         "prepaid_s",

@@ -98,6 +98,10 @@ class Store:
         entries = self.fs.get_file_info(fs.FileSelector(self.root))
         return "foreign" if [e for e in entries if e.base_name != "LOCK"] else "absent"
 
+    def identity(self) -> str:
+        """What tells these results from others, wherever they lie: when they were begun."""
+        return str(json.loads(self.read(MARKER)).get("created_at", ""))
+
     def _check_version(self) -> None:
         try:
             found = json.loads(self.read(MARKER))["lethe_schema_version"]

@@ -249,7 +249,7 @@ def test_list_columns_documents_every_column(lethe: Lethe) -> None:
 
 def test_help_names_every_command_and_version_is_the_packages(lethe: Lethe) -> None:
     text = lethe("--help").stdout
-    for command in ("plan", "run", "status", "report", "list", "store", "prepare", "doctor"):
+    for command in ("plan", "run", "status", "dashboard", "report", "list", "store", "prepare", "doctor"):
         assert command in text
     assert all(command in lethe("store", "--help").stdout for command in ("compact", "verify", "suffstats"))
     assert lethe("--version").stdout == f"lethe {__version__}\n"

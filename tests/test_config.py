@@ -115,7 +115,6 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ),
     ({"tune": {"seeds": 0}}, ("tune.seeds", "0", "at least 1")),
     ({"tune": {"audit": {"base": 3, "bases": 3, "trials": 1}}}, ("tune.audit.base:", "'bases'", "trials")),
-    ({"hyperparameters": "tuned"}, ("hyperparameters", "tuned", "default")),
 ]
 
 

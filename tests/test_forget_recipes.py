@@ -382,8 +382,9 @@ def test_plans_count_images_with_the_true_sizes(
         found = [Design(digits, task.spec, plan.lists) for task in tasks]
         for name, indices in (("retain", [d.retain for d in found]), ("forget", [d.forget for d in found])):
             size = float(np.mean([len(index) for index in indices]))
-            spec = tasks[0].spec
-            said = _sizes(spec["dataset"], spec["members"], spec["forget"])[f"{name}_size"]
+            said = _sizes({"name": "digits"}, tasks[0].spec["members"], tasks[0].spec["forget"])[
+                f"{name}_size"
+            ]
             assert size == pytest.approx(said, rel=0.01, abs=1), (track, name)
         assert all(index.max() < digits.n_pool for d in found for index in (d.retain, d.forget, d.val))
 

@@ -186,8 +186,8 @@ def test_the_tasks_of_a_mirrored_recipe_say_so() -> None:
 
 def test_views_of_files_that_do_not_agree_are_not_told() -> None:
     plain, flipped = {"training": {}}, {"training": {"flip": True}}
-    assert score_facts("digits", 2, [], [flipped])["views"] == views_of(True)
-    assert score_facts("digits", 2, [], [plain, {"flip": True}])["views"] is None
+    assert score_facts({"name": "digits"}, 2, [], [flipped])["views"] == views_of(True)
+    assert score_facts({"name": "digits"}, 2, [], [plain, {"flip": True}])["views"] is None
     one, strong = [[False, 0, 0]], [list(view) for view in views_of(False, strong=True)]
     assert compact.common_views([one, STRONG], 18) == STRONG
     assert compact.common_views([one, strong], 3) == strong[:3]

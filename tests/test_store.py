@@ -354,7 +354,12 @@ def test_every_column_says_what_it_means_and_in_which_unit(table: str, column: s
         if column.name.endswith(ending):
             assert column.unit == unit
     value = column.type.value_type if pa.types.is_list(column.type) else column.type
-    dimensionless = ("nu0_positive", "nu0_negative", "mu_split")  # degrees of freedom; μ of N(μ, 1)
+    dimensionless = (
+        "nu0_positive",
+        "nu0_negative",
+        "mu_split",
+        "gus",
+    )  # degrees of freedom; means of N(μ, 1)
     if pa.types.is_floating(value) and column.name not in dimensionless:
         assert column.unit, "a measured number has a unit"
     assert column.unit in ("", "s", "MiB", "nats", "nats²", "nats³", "nats⁴", "fraction", "samples")

@@ -82,14 +82,20 @@ def members(dataset: str, labels: np.ndarray, recipe: dict[str, Any]) -> np.ndar
     return states
 
 
+def _tuning(recipe: dict[str, Any]) -> tuple[str, ...]:
+    """Names that give each phase of tuning splits of its own; none for models that are reported."""
+    return ("tune", recipe["phase"]) if recipe["track"] == "tune" else ()
+
+
 def validation(dataset: str, labels: np.ndarray, recipe: dict[str, Any]) -> np.ndarray:
     """The validation set as a bool mask (n,), the same on both tracks: stratified by class with a seed of its
-    own, none of it `listed`, or, where `recipe` has a split, the paper's.
+    own, none of it `listed`, or, where `recipe` has a split, the paper's. Each phase of tuning has another.
     """
     fraction, everyone = recipe["val_fraction"], np.ones(len(labels), dtype=bool)
     if "split" not in recipe:
         among = ~recipe["listed"] if "listed" in recipe else everyone
-        return subset(labels, among, round(fraction * len(labels)), rng("val", dataset, fraction))
+        size, own = round(fraction * len(labels)), rng("val", *_tuning(recipe), dataset, fraction)
+        return subset(labels, among, size, own)
     kept, _ = paper_split(np.arange(len(labels)), fraction)
     everyone[kept] = False
     return everyone
@@ -105,11 +111,11 @@ def build(
 ) -> np.ndarray:
     """The states (n,) uint8 of a design.
 
-    recipe: {"track", "val_fraction"}, for the audit also {"pair", "half"}; "listed" (bool, n) where samples
-    are listed, and "split" for the paper's. With it the forget set of the main track is the second step of
-    the paper's chain for a forget recipe that has a `paper_draw`; others draw from the members as ever.
-    forget: a forget recipe, None for none, and `key` the text that identifies it. draw: forget set `index` of
-    the `of` sets of an audit base; None on the main track.
+    recipe: {"track", "val_fraction"}, for the audit also {"pair", "half"}, for tuning {"phase"}; "listed"
+    (bool, n) where samples are listed, and "split" for the paper's. With it the forget set of the main track
+    is the second step of the paper's chain for a forget recipe that has a `paper_draw`; others draw from the
+    members as ever. forget: a forget recipe, None for none, and `key` the text that identifies it. draw:
+    forget set `index` of the `of` sets of an audit base; None on the main track and in tuning.
     """
     states = members(dataset, labels, recipe)
     if forget is None:
@@ -167,7 +173,7 @@ def forgettable(
         order, _ = paper_split(np.arange(len(labels)), recipe["val_fraction"])
         return mask(forget.paper_draw(order), len(labels))
     if draw is None:
-        chosen = forget.draw(labels, states == RETAIN, rng("forget", *common))
+        chosen = forget.draw(labels, states == RETAIN, rng("forget", *_tuning(recipe), *common))
     else:
         chosen = forget.audited(labels, states != VAL, draw["of"], rng("audited", *common))
     return np.asarray(chosen, dtype=bool)

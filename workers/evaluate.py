@@ -148,6 +148,22 @@ def summary(scores: Scores, states: np.ndarray) -> dict[str, float | None]:
     return row
 
 
+def population(scores: Scores, states: np.ndarray) -> dict[str, float]:
+    """What tuning knows of membership, of forgotten against validation samples: val_auc, the AUC of −loss;
+    val_mia, the accuracy of the population attack of arXiv 2410.01276 (attacks/population_loss.py). A set
+    with fewer than ten samples, or none, leaves them out.
+    """
+    from attacks.metrics import auc
+    from attacks.population_loss import MIN_SAMPLES, population_loss
+
+    pool = scores.phi[: len(states)].astype(np.float64)
+    forgotten, unseen = pool[states == FORGET], pool[states == VAL]
+    if min(len(forgotten), len(unseen)) < MIN_SAMPLES:
+        return {}
+    losses = [np.logaddexp(0.0, -phi) for phi in (forgotten, unseen)]
+    return {"val_auc": float(auc(forgotten, unseen)), "val_mia": population_loss(*losses)}
+
+
 def class_summary(scores: Scores, test_labels: np.ndarray, classes: tuple[int, ...]) -> dict[str, float]:
     """E_F and A_R (arXiv 2306.05670) as columns of `runs`: error on the test samples of the forgotten classes
     and accuracy on those of the others; empty where no whole class was forgotten.

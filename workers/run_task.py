@@ -11,7 +11,7 @@ import resource
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,13 +21,14 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from methods.base import PRECISION, Diverged, Method, plugin
+from methods.base import AFTER_EPOCH, PRECISION, Diverged, Method, plugin
 from workers import designs, poison, requests, sample_lists
 from workers.architectures import architecture
 from workers.data import DeviceDataset, UnlearnData, View
 from workers.designs import canonical
-from workers.evaluate import Scores, class_summary, evaluate, summary
+from workers.evaluate import Scores, class_summary, evaluate, population, summary
 from workers.mnemonic import MnemonicView, draw_codes
+from workers.pruning import EpochWatch, Pruned
 from workers.train import Recipe, train
 from workers.views import mirrors
 
@@ -91,6 +92,8 @@ def run_task(task: dict[str, Any], bench: Bench) -> Outcome:
         outcome = (
             _unlearn_task(task, bench) if task["spec"]["kind"] == "unlearn" else _train_task(task, bench)
         )
+    except Pruned as error:
+        outcome = Outcome(task["id"], "skipped", str(error), row={"epoch_values": error.values})
     except Diverged as error:
         outcome = Outcome(task["id"], "diverged", str(error), traceback.format_exc())
     except TimeLimit as error:
@@ -160,7 +163,8 @@ def _unlearn_task(task: dict[str, Any], bench: Bench) -> Outcome:
     )
     with seeded(spec["seeds"]["unlearn"], bench.device), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        model, watch = unlearn(method, base.model, data, spec["precision"])
+        judge = _judge(task, dataset, sets)
+        model, watch = unlearn(method, base.model, data, spec["precision"], judge)
     outcome = _evaluated(task, model, design, watch, bench)
     outcome.row |= {
         "members_sha256": base.members_sha256,
@@ -189,20 +193,39 @@ def _leave(outcome: Outcome, model: nn.Module, base: Base, members_sha256: str, 
     bench.keep(outcome.task_id, left)
 
 
+def _judge(
+    task: dict[str, Any], dataset: DeviceDataset, sets: dict[str, np.ndarray]
+) -> Callable[[nn.Module], EpochWatch] | None:
+    """What watches a trial of tuning after each epoch, where the driver says by what to judge it."""
+    told = task.get("judge")
+    if told is None:
+        return None
+    return lambda model: EpochWatch(model, dataset, sets, told["retrain"], told["limits"])
+
+
 def unlearn(
-    method: Method, base: nn.Module, data: Any, precision: str = "auto"
+    method: Method,
+    base: nn.Module,
+    data: Any,
+    precision: str = "auto",
+    judge: Callable[[nn.Module], EpochWatch] | None = None,
 ) -> tuple[nn.Module, Stopwatch]:
     """The model a method makes of a private copy of `base`, in eval mode, and the clock around the method
-    alone.
+    alone; judge: makes what is called after each epoch, whose seconds do not count.
     """
     model = copy.deepcopy(base).train()
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
-    token = PRECISION.set(precision)
+    after = None if judge is None else judge(model)
+    tokens = PRECISION.set(precision), AFTER_EPOCH.set(after)
     try:
         with Stopwatch(data.device) as watch:
             model = method.unlearn(model, data)
     finally:
-        PRECISION.reset(token)
+        PRECISION.reset(tokens[0])
+        AFTER_EPOCH.reset(tokens[1])
+    if after is not None:
+        watch.seconds -= after.seconds
+        watch.epoch_values = after.values
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trainable[name])
     model.zero_grad(set_to_none=True)
@@ -223,6 +246,7 @@ def _evaluated(
     outcome.row = summary(outcome.scores, design.states) | {
         "wall_s": watch.seconds,
         "evaluate_s": evaluation.seconds,
+        "epoch_values": watch.epoch_values or None,
         "peak_memory_mib": max(watch.peak_memory_mib, evaluation.peak_memory_mib),
         "design": design.id,
         "dataset_sha256": design.dataset.sha256,
@@ -230,6 +254,9 @@ def _evaluated(
     outcome.row |= class_summary(outcome.scores, test_labels, design.forget_classes) | memory
     if design.request is not None:
         outcome.row["fa_new"] = float(outcome.scores.correct[design.forget].mean())
+    if task["spec"]["members"]["track"] == "tune":  # judged by its row alone: scores of trials are not kept
+        outcome.row |= population(outcome.scores, design.states)
+        outcome.scores = None
     return outcome
 
 
@@ -313,6 +340,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds, self.peak_memory_mib = device, 0.0, 0.0
+        self.epoch_values: list[float] = []
 
     def __enter__(self) -> Stopwatch:
         if self.device.type == "cuda":

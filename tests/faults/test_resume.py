@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import ROOT, Lethe, all_rows, results_table
 
-METHODS = ["finetune", "gradient_ascent"]
+METHODS = [{"finetune": {"epochs": 2}}, "gradient_ascent"]
 Table = list[dict[str, object]]
 
 
@@ -36,7 +36,7 @@ def start(grid: Path, results: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], bool], timeout: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout: float = 180.0) -> None:
     end = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > end:
