@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Audit, Choice, Grid
 
 MOST = 0.9  # of the members of a base may go
+LEAST = 8  # samples of a forget set in an audit base, on average: with fewer, one may have none
 
 
 def members(dataset: str, val_fraction: float) -> int:
@@ -72,7 +73,7 @@ def problems(grid: Grid) -> list[str]:
         found += _alternatives(choice) or _of_grid(choice, grid)
         for dataset in grid.datasets:
             found += _subclasses(dataset, choice) + _count(dataset, choice, grid.val_fraction, grid.audit)
-            found += _none(dataset, choice, grid.val_fraction)
+            found += _none(dataset, choice, grid.val_fraction) or _few(dataset, choice, grid)
     return found + _twice(grid.datasets, grid.forget)
 
 
@@ -157,6 +158,24 @@ def _none(dataset: str, choice: Choice, val_fraction: float) -> list[str]:
     return [
         f"forget.{choice.name}.fraction: {fraction:g} of the {there:,} samples that {dataset} has to train on"
         " is none; give more."
+    ]
+
+
+def _few(dataset: str, choice: Choice, grid: Grid) -> list[str]:
+    """Forget sets so small that some base of the audit has none of the samples in one. Requests in turn have
+    a limit of their own.
+    """
+    many = catalogue.plugins("forget")[choice.name].audit_sets == "many"
+    if grid.audit is None or not many or grid.requests > 1 or _alternatives(choice):
+        return []
+    values, there = parameters(dataset, choice), members(dataset, grid.val_fraction)
+    count = choice.parameters.get("count")
+    size = float(count) if count else values.get("fraction", 1.0) * (there // 2)
+    if size >= LEAST:
+        return []
+    return [
+        f"forget.{choice.name}: {size:.3g} samples a forget set in an audit base of {dataset}, which has"
+        f" {there // 2:,}; at least {LEAST}. Give more, or leave the audit out."
     ]
 
 

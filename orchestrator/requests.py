@@ -14,9 +14,7 @@ from orchestrator import catalogue, datasets
 from workers.requests import groups, is_last
 
 Request = dict[str, int]
-LEAST = (
-    16  # samples of a request in an audit base, on average: that it has none is then one chance in 10 million
-)
+LEAST = 16  # samples of a request in an audit base, on average: one in 10 million such requests is empty
 ONCE = "prepares its base for one request, and the grid has requests: {count}"
 
 

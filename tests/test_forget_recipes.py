@@ -425,3 +425,14 @@ def test_list_describes_every_recipe(lethe: Lethe) -> None:
     assert {"random", "class", "subclass", "listed", "memorised"} <= facts.keys()
     assert facts["random"]["alternatives"] == ["fraction", "count"]
     assert facts["memorised"]["audit_sets"] == "none" and facts["memorised"]["share"] == "count / members"
+
+
+@pytest.mark.parametrize("recipe", [{"count": 7}, {"fraction": 0.01}])
+def test_forget_sets_too_small_for_the_audit_are_refused(
+    write_grid: WriteGrid, recipe: dict[str, Any]
+) -> None:
+    path = write_grid(forget=[{"random": recipe}])
+    with pytest.raises(UserError, match=r"forget\.random: (7|6\.1) samples a forget set .* at least 8"):
+        load(str(path))
+    assert make_plan(load(str(write_grid(forget=[{"random": recipe}], audit=None)))).tasks
+    assert make_plan(load(str(write_grid(forget=[{"random": {"count": 8}}])))).tasks

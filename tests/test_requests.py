@@ -267,7 +267,7 @@ def test_a_request_shows_its_samples_and_those_that_stay_and_nothing_deleted_bef
 ) -> None:
     seen: list[dict[str, Any]] = []
 
-    def look(method: Any, base: Any, data: Any, precision: str) -> Any:
+    def look(method: Any, base: Any, data: Any, *others: Any) -> Any:
         shown: dict[str, Any] = {"classes": data.forget_classes}
         for name in ("retain", "forget", "union"):
             batches = list(data._views[name].batches(100))
@@ -277,7 +277,7 @@ def test_a_request_shows_its_samples_and_those_that_stay_and_nothing_deleted_bef
             shown[name] = set(ids.tolist())
             assert len(shown[name]) == len(ids)
         seen.append(shown)
-        return real(method, base, data, precision)
+        return real(method, base, data, *others)
 
     real = run_task.unlearn
     monkeypatch.setattr(run_task, "unlearn", look)
