@@ -97,7 +97,10 @@ RUNS = (
     Column("val_loss", _f64, "nats", "mean cross-entropy on the validation set"),
     Column("test_loss", _f64, "nats", "mean cross-entropy on the test set"),
     Column(
-        "val_auc", _f64, "", "tuning: AUC of the losses of forget against validation samples, 0.5 if alike"
+        "val_auc",
+        _f64,
+        "fraction",
+        "tuning: AUC of the losses of forget against validation samples, 0.5 if alike",
     ),
     Column(
         "val_mia", _f64, "fraction", "tuning: accuracy of the population attack, validation as non-members"
@@ -105,7 +108,7 @@ RUNS = (
     Column(
         "epoch_values",
         pa.list_(_f64),
-        "",
+        "fraction",
         "tuning: distance to the retrain after each epoch, on some samples of each set",
     ),
     Column("wall_s", _f64, "s", "training or unlearning alone, device synchronised before and after"),
