@@ -105,12 +105,7 @@ RUNS = (
     Column(
         "val_mia", _f64, "fraction", "tuning: accuracy of the population attack, validation as non-members"
     ),
-    Column(
-        "epoch_values",
-        pa.list_(_f64),
-        "fraction",
-        "tuning: distance to the retrain after each epoch, on some samples of each set",
-    ),
+    Column("epoch_values", pa.list_(_f64), "fraction", "tuning: distance to the retrain after each epoch"),
     Column("wall_s", _f64, "s", "training or unlearning alone, device synchronised before and after"),
     Column(
         "prepaid_s",
