@@ -144,7 +144,7 @@ def test_a_chain_that_is_killed_goes_on_where_it_was(results: Path, tmp_path: Pa
 def test_ray_and_inline_give_the_same_table(
     results: Path, lethe: Lethe, write_grid: Callable[..., Path], tmp_path: Path
 ) -> None:
-    grid = write_grid(**GRID)
+    grid = write_grid(**{"audit": None, **GRID})
     done = lethe("run", grid, "--results", grid.parent / "with ray", "--max-actors", 2)
     assert done.returncode == 1, done.stdout + done.stderr  # three rows are failures, on purpose
     expected = results_table(results)
