@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Data, Method, fit, hp, sgd, stages, step_decay
+from methods.base import Data, Method, fit, hp, sgd, stages
+from methods.schedules import step_decay
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Data, Method, cosine, fit, hp, layers, sgd
+from methods.base import Data, Method, fit, hp, layers, sgd
+from methods.schedules import cosine
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Data, Method, fit, hp, reinitialise, sgd, step_decay
+from methods.base import Data, Method, fit, hp, reinitialise, sgd
 from methods.catastrophic_forgetting_k import freeze_all_but
+from methods.schedules import step_decay
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Data, Method, cosine, fit, hp, sgd
+from methods.base import Data, Method, fit, hp, sgd
+from methods.schedules import cosine
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 from torch.optim.lr_scheduler import LambdaLR
 
-from methods.base import Batch, Data, Method, cosine, divergence, fit, hp, sgd
+from methods.base import Batch, Data, Method, divergence, fit, hp, sgd
+from methods.schedules import cosine
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Data, Method, accumulate_gradient, fit, hp, layers, sgd, smallest, triangular
+from methods.base import Data, Method, accumulate_gradient, fit, hp, layers, sgd, smallest
+from methods.schedules import triangular
 
 DAMPING = 0.1
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Batch, Data, Method, cosine, fit, hp, layers, sgd
+from methods.base import Batch, Data, Method, fit, hp, layers, sgd
+from methods.schedules import cosine
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import signal
 import sys
@@ -30,6 +29,9 @@ from orchestrator.cli_options import (
     Results,
     Retry,
     TimeLimit,
+    data_folder,
+    limits,
+    outside_job,
 )
 from orchestrator.cli_store import store_app
 from orchestrator.errors import UserError, nearest
@@ -97,15 +99,13 @@ def run(
     from orchestrator.runner import Options, run_grid
 
     options = Options(
-        results=_outside_job(results),
-        data=_data_folder(data),
+        results=outside_job(results),
+        data=data_folder(data),
         address=None if inline else address,
         retry=frozenset(kinds),
         limit=limit,
         keep_models=keep_models,
-        max_actors=max_actors if max_actors is not None else loaded.run.max_actors,
-        actors_per_gpu=actors_per_gpu if actors_per_gpu is not None else loaded.run.actors_per_gpu,
-        time_limit_s=time_limit_s if time_limit_s is not None else loaded.run.time_limit_s,
+        **limits(loaded, max_actors, actors_per_gpu, time_limit_s),
     )
     with _interruptible():
         if loaded.hyperparameters == "tuned":
@@ -144,14 +144,12 @@ def tune(
     from orchestrator.runner import Options
 
     options = Options(
-        results=_outside_job(results),
-        data=_data_folder(data),
+        results=outside_job(results),
+        data=data_folder(data),
         address=None if inline else address,
         retry=frozenset(kinds),
         keep_models=keep_models,
-        max_actors=max_actors if max_actors is not None else loaded.run.max_actors,
-        actors_per_gpu=actors_per_gpu if actors_per_gpu is not None else loaded.run.actors_per_gpu,
-        time_limit_s=time_limit_s if time_limit_s is not None else loaded.run.time_limit_s,
+        **limits(loaded, max_actors, actors_per_gpu, time_limit_s),
     )
     with _interruptible():
         ended = tune_runner.tune_grid(loaded, options, optuna_storage)
@@ -170,16 +168,6 @@ def _again() -> str:
     return shlex.join(["lethe", *words])
 
 
-def _outside_job(path: str) -> str:
-    """A relative path below ~/lethe if this is a Ray job, whose own folder goes with it; else as it is."""
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if not in_job or "://" in path or Path(path).expanduser().is_absolute():
-        return path
-    lasting = str(Path.home() / "lethe" / path)
-    print(f"{path}: taken as {lasting}, since a Ray job's own folder is temporary.", file=sys.stderr)
-    return lasting
-
-
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM end a run with a line that says how to go on."""
@@ -190,10 +178,6 @@ def _interruptible() -> Iterator[None]:
         text = f"\nInterrupted. What had finished is recorded; `{_again()}` goes on from there."
         print(text, file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def _data_folder(data: str) -> str:
-    return str(Path(_outside_job(data)).expanduser().absolute())
 
 
 @app.command()

@@ -1,10 +1,16 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options that several commands have, and what they mean."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from orchestrator.config import Grid
 
 GridFile = Annotated[str, typer.Argument(metavar="GRID", help="the grid, a YAML file")]
 Results = Annotated[
@@ -26,3 +32,25 @@ OptunaStorage = Annotated[
     str | None,
     typer.Option("--optuna-storage", metavar="URL", help="a database for the studies: postgresql://…"),
 ]
+
+
+def limits(
+    grid: Grid, max_actors: int | None, actors_per_gpu: int | None, time_limit_s: float | None
+) -> dict[str, Any]:
+    """What the command line says, else what the grid says."""
+    given = {"max_actors": max_actors, "actors_per_gpu": actors_per_gpu, "time_limit_s": time_limit_s}
+    return {name: getattr(grid.run, name) if value is None else value for name, value in given.items()}
+
+
+def outside_job(path: str) -> str:
+    """A relative path below ~/lethe if this is a Ray job, whose own folder goes with it; else as it is."""
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if not in_job or "://" in path or Path(path).expanduser().is_absolute():
+        return path
+    lasting = str(Path.home() / "lethe" / path)
+    print(f"{path}: taken as {lasting}, since a Ray job's own folder is temporary.", file=sys.stderr)
+    return lasting
+
+
+def data_folder(data: str) -> str:
+    return str(Path(outside_job(data)).expanduser().absolute())

@@ -20,7 +20,7 @@ from orchestrator.schedule import Schedule
 from tests.conftest import Lethe, grid_data
 from tests.test_schedule import drain
 from workers.data import DeviceDataset
-from workers.run_task import Design
+from workers.task_design import Design
 
 WriteGrid = Callable[..., Path]
 LISTED = [{"listed": {"file": "ids.txt"}}]

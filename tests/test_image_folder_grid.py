@@ -236,7 +236,7 @@ def test_prepare_prints_an_entry_that_loads(tmp_path: Path, monkeypatch: pytest.
         "sha256": found.sha256,
     }
     assert entry["image_folder"] == expected
-    Grid.model_validate(grid_data(datasets=[entry]))
+    Grid.model_validate(grid_data(datasets=[entry], audit=None))
     assert notes[0].startswith(
         f"{tmp_path}/data/flower photos: 30 images of 6 classes, pool 24, test 6 (test: a"
     )
@@ -330,6 +330,7 @@ def test_from_pictures_to_a_report_without_pictures_and_grid(
         datasets=[{"image_folder": entry}],
         methods=["finetune", "gradient_ascent"],
         seeds=1,
+        forget=[{"random": {"fraction": 0.62}}],
         training={"flowers": {"epochs": 1, "batch_size": 16}},
         audit={"pairs": 4, "forget_sets": 1, "retrains": 1},
     )

@@ -28,7 +28,8 @@ from workers.data import Arrays, DeviceDataset, UnlearnData, View
 from workers.datasets.digits import Digits
 from workers.evaluate import evaluate
 from workers.poison import Poisoned, draw, remembered
-from workers.run_task import Design, build, generator, index_hash, seeded, unlearn, weights_hash
+from workers.run_task import build, generator, index_hash, seeded, unlearn, weights_hash
+from workers.task_design import Design
 from workers.train import Recipe, train
 from workers.worker import Worker
 

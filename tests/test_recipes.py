@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from methods.base import SCHEDULES, fit, one_cycle
+from methods.base import fit
+from methods.schedules import SCHEDULES, one_cycle
 from orchestrator import compact, report
 from orchestrator.catalogue import plugins
 from orchestrator.config import Grid

@@ -215,7 +215,7 @@ def test_phases_have_seeds_validation_and_forget_sets_of_their_own(
 def main_states(spec: dict[str, Any]) -> Any:
     import torch
 
-    from workers.run_task import Design
+    from workers.task_design import Design
     from workers.worker import Worker
 
     assert torch.get_num_threads() >= 1

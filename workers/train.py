@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import BY_STEP, PRECISION, SCHEDULES, adam, fit, sgd
+from methods.base import PRECISION, adam, fit, sgd
+from methods.schedules import BY_STEP, SCHEDULES
 from workers.data import Batch
 
 version = 1  # part of the id of every trained model: raise it when training behaves differently

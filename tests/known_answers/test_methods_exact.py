@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Batch, cosine, gradients, plugin, reinitialise, stages, steady, step_decay
+from methods.base import Batch, gradients, plugin, reinitialise, stages, steady
 from methods.catastrophic_forgetting_k import freeze_all_but
 from methods.fisher_forgetting import fisher_diagonal
 from methods.influence_unlearning import solve
 from methods.noise_finetune import class_weights
+from methods.schedules import cosine, step_decay
 from workers.architectures.cnn_small import CnnSmall
 from workers.architectures.resnet18 import Resnet18
 
