@@ -20,9 +20,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the mach
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from orchestrator import datasets
+from orchestrator import datasets, last_words
 from orchestrator.catalogue import ROOT
 from orchestrator.errors import UserError
+from orchestrator.metrics import exported
 from orchestrator.plan import Task
 from orchestrator.session import Session
 
@@ -64,7 +65,8 @@ class Runner:
 
     name: str
     actor: Any
-    starting: Any  # a reference that is there once the actor has started; None from then on
+    starting: Any  # what the actor says of its place, there once it has started; None from then on
+    place: last_words.Place = field(default_factory=dict)
     queue: deque[InFlight] = field(default_factory=deque)
     since: float = 0.0  # when the first in the queue became so
 
@@ -108,7 +110,9 @@ def disconnect() -> None:
 def run(session: Session, data: str, resources: Resources) -> None:
     """Run every task of the session on the actors of the connected cluster."""
     if session.schedule.total:
-        _Driver(session, data, resources).run()
+        driver = _Driver(session, data, resources)
+        with exported(session, lambda: driver.gpus):
+            driver.run()
 
 
 def _actor_class(base: type) -> Any:
@@ -120,6 +124,9 @@ def _actor_class(base: type) -> Any:
             outcome = self.run(task, weights)
             weights, outcome.weights = outcome.weights, None
             return outcome, weights
+
+        def introduce(self) -> last_words.Place:
+            return last_words.introduce()
 
     return ray.remote(Actor)
 
@@ -154,7 +161,7 @@ class _Driver:
         self.made += 1
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         actor = self.actor_class.options(**options).remote(self.data, folders=self.folders)
-        return Runner(f"actor-{self.made}", actor, actor.holds.remote())
+        return Runner(f"actor-{self.made}", actor, actor.introduce.remote())
 
     def _samples(self, dataset: str, new: bool) -> dict[str, Any]:
         actor = self.runners[0].actor
@@ -187,6 +194,7 @@ class _Driver:
         weights = None if task.base is None else self._weights(task.base)
         if not runner.queue:
             runner.since = time.monotonic()
+        self.session.events.given(task, runner.name)
         outcome, trained = runner.actor.run_apart.remote(self.session.payload(task), weights)
         runner.queue.append(InFlight(task, outcome, trained))
 
@@ -214,7 +222,7 @@ class _Driver:
         except RayTaskError as error:  # the worker itself failed, which it never should
             runner.queue.popleft()
             runner.since = time.monotonic()
-            self._fail(runner, flight.task, "bug", " ".join(str(error).split())[-300:])
+            self._fail(runner, flight.task, "bug", " ".join(str(error).split())[-300:], str(error))
             return
         except RayError as error:  # an actor, a node or an object is lost
             hungry = isinstance(error, OutOfMemoryError) or "OutOfMemory" in str(error)
@@ -233,9 +241,9 @@ class _Driver:
         self.session.finished(task, outcome, runner.name, self._retries(task))
         self._drop_weights(task)
 
-    def _fail(self, runner: Runner, task: Task, status: str, reason: str) -> None:
+    def _fail(self, runner: Runner, task: Task, status: str, reason: str, details: str = "") -> None:
         """Record a task whose worker gave no outcome."""
-        self.session.failed(task, status, reason, runner.name, self._retries(task))
+        self.session.failed(task, status, reason, runner.name, self._retries(task), details)
         self._drop_weights(task)
 
     def _drop_weights(self, task: Task) -> None:
@@ -252,45 +260,54 @@ class _Driver:
     def _lose(self, runner: Runner, kind: str, reason: str) -> None:
         """An actor is gone: its first task counts a retry, the others wait again; a new actor comes."""
         flight = runner.queue.popleft()
+        self._started(runner)  # a worker that died at its first task has told its place
+        self.session.events.trouble("lost", flight.task, kind, reason)
         self._replace(runner, fewer=kind == "oom")
         counts, allowed = (self.oom, OOM_RETRIES) if kind == "oom" else (self.lost, LOST_RETRIES)
         counts[flight.task.id] = counts.get(flight.task.id, 0) + 1
         if counts[flight.task.id] > allowed:
             counts[flight.task.id] = allowed
             text = f"{allowed + 1} workers in a row: {' '.join(reason.split())[:300]}"
-            self._fail(runner, flight.task, kind, text)
+            self._fail(runner, flight.task, kind, text, last_words.of(runner.place))
             return
-        self.session.progress.retries += 1
-        self.schedule.put_back(flight.task)
+        self._again(flight.task, kind)
 
     def _retry_oom(self, runner: Runner, task: Task) -> bool:
         """Whether a task that ran out of memory was put back, to run again with one actor less."""
         if self.oom.get(task.id, 0) >= OOM_RETRIES or len(self.runners) == 1:
             return False
         self.oom[task.id] = self.oom.get(task.id, 0) + 1
-        self.session.progress.retries += 1
         self._replace(runner, fewer=True)
-        self.schedule.put_back(task)
+        self._again(task, "oom")
         return True
+
+    def _again(self, task: Task, kind: str) -> None:
+        self.session.progress.retries += 1
+        self.session.events.trouble("retried", task, kind, "")
+        self.schedule.put_back(task)
 
     def _stop_overdue(self) -> None:
         """Kill the actor of each task that is over its time limit; that task ends as `timeout`."""
         for runner in list(self.runners):
             if runner.queue and self._started(runner) and time.monotonic() - runner.since > self.limit_s:
                 flight = runner.queue.popleft()
+                words = last_words.of(runner.place, hangs=True)
                 self._replace(runner)
-                self._fail(runner, flight.task, "timeout", f"longer than {self.limit_s:g} s")
+                self._fail(runner, flight.task, "timeout", f"longer than {self.limit_s:g} s", words)
 
-    @staticmethod
-    def _started(runner: Runner) -> bool:
+    def _started(self, runner: Runner) -> bool:
         """Whether the actor runs; the clock of its first task starts then, not while a node is awaited."""
         if runner.starting is not None and ray.wait([runner.starting], timeout=0)[0]:
+            runner.place = last_words.place_of(runner.starting)
+            if runner.place:
+                self.session.events.actor("actor_started", runner.name, **runner.place)
             runner.starting, runner.since = None, time.monotonic()
         return runner.starting is None
 
     def _replace(self, runner: Runner, *, fewer: bool = False) -> None:
         """Put a new actor in the place of one, or none if there shall be fewer; its waiting tasks go back."""
         ray.kill(runner.actor)
+        self.session.events.actor("actor_gone", runner.name)
         place = self.runners.index(runner)
         self.schedule.forget_runner(runner.name)
         for flight in reversed(runner.queue):

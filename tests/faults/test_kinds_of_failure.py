@@ -36,7 +36,7 @@ def failing(name: str, body: str) -> str:
 
 
 FAILING = {
-    "dies": "os._exit(1)",
+    "dies": "os.write(2, b'the last line of a process'); os._exit(1)",
     "hangs": "time.sleep(600)",
     "raises": "raise RuntimeError('a fault in the method')",
     "hungry": "raise MemoryError('no memory left')",
@@ -64,6 +64,11 @@ def test_every_failure_becomes_its_row_and_the_rest_goes_on(
     assert "a fault in the method" in rows["raises"]["reason"]
     assert "RuntimeError" in (results / rows["raises"]["log"]).read_text()
     assert rows["hangs"]["reason"] == "longer than 25 s"
+    logs = {name: (results / row["log"]).read_text() for name, row in rows.items() if row["log"]}
+    assert logs.keys() == rows.keys() - {"finetune"}  # every failure has one
+    assert logs["dies"].count("  lost  actor ") == 4 and "Standard error of process" in logs["dies"]
+    assert "the last line of a process" in logs["dies"]
+    assert "  given  actor " in logs["hangs"] and 'hangs.py", line ' in logs["hangs"]  # where it hung
     for row in rows.values():
         assert row["status"] == "done" or (row["ra"] is None and row["ta"] is None)  # never a made-up number
     for text in ("1 diverged", "1 lost_worker", "1 timeout", "1 bug", "1 oom", "first log: logs/", "--retry"):
