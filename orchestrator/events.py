@@ -25,6 +25,7 @@ ENDED = ("finished", "failed", "skipped")
 REASON = 2000  # characters of a reason that are kept
 
 Event = dict[str, Any]
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each line
 
 
 class Events:
@@ -49,11 +50,11 @@ class Events:
     def given(self, task: Task, actor: str) -> None:
         """An actor was given a task; it starts once the actor is through with what it had."""
         self._given[task.id] = actor, time.time()
-        self._add({"event": "given", **_of(task.columns(), OF_TASK), "actor": actor})
+        self._add({"event": "given", **_names(task), "actor": actor})
 
     def trouble(self, event: str, task: Task, status: str, reason: str) -> None:
         """event: 'lost' with its worker, or 'retried': it waits to be given again."""
-        facts = {"event": event, **_of(task.columns(), OF_TASK), "actor": self._given.get(task.id, ("",))[0]}
+        facts = {"event": event, **_names(task), "actor": self._given.get(task.id, ("",))[0]}
         line = self._add({**facts, "status": status, "reason": reason[:REASON]})
         self._troubles.setdefault(task.id, []).append(line)
 
@@ -74,12 +75,10 @@ class Events:
         self._add(what | _of(row, OF_ROW))
 
     def _add(self, facts: Event) -> Event:
-        place = self._places.get(facts["actor"], {})
-        line = {
-            "at": round(time.time(), 3),
-            **place,
-            **{k: v for k, v in facts.items() if v not in (None, "")},
-        }
+        line: Event = {"at": round(time.time(), 3)}
+        if place := self._places.get(facts["actor"]):
+            line["host"] = place["host"]
+        line |= {name: value for name, value in facts.items() if value is not None and value != ""}
         self._waiting.append(line)
         for listener in self._listeners:
             listener(line)
@@ -88,8 +87,8 @@ class Events:
     def story(self, task: Task) -> str:
         """What happened to a task until now, a line each: for the log of one whose worker cannot tell."""
         actor, since = self._given.get(task.id, ("no actor", time.time()))
-        last = {"at": since, "event": "given", "actor": actor, **self._places.get(actor, {})}
-        return "\n".join(map(_told, [*self._troubles.get(task.id, []), last]))
+        events = [*self._troubles.get(task.id, []), {"at": since, "event": "given", "actor": actor}]
+        return "\n".join(_told(event | self._places.get(event.get("actor", ""), {})) for event in events)
 
     # ---- writing ------------------------------------------------------------------------------------------
 
@@ -102,7 +101,7 @@ class Events:
         self._number += 1
         start = datetime.fromtimestamp(self._started, UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3]
         lines = [*self._waiting, self._how_far(progress)]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(f"{_ENCODE(line)}\n" for line in lines)
         self._store.write(f"{FOLDER}/{start}-{self._number:06d}.jsonl", text.encode())
         self._waiting = []
 
@@ -114,6 +113,18 @@ class Events:
 
 def _of(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: row.get(name) for name in names}
+
+
+def _names(task: Task) -> dict[str, str]:
+    """What `OF_TASK` names, of a task that has no row yet."""
+    spec = task.spec
+    return {
+        "task_id": task.id,
+        "kind": spec["kind"],
+        "method": spec["method"]["name"] if "method" in spec else "",
+        "dataset": task.dataset or spec["dataset"]["name"],
+        "architecture": spec["architecture"]["name"],
+    }
 
 
 def _told(event: Event) -> str:

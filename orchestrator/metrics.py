@@ -6,6 +6,8 @@ port of the node the driver is on; docs/monitoring.md has a table. Needs a conne
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,43 +17,51 @@ from orchestrator.events import ENDED, Event
 from orchestrator.session import Session
 
 TAGS = ("kind", "method", "dataset")
+EVERY_S = 1.0  # Ray takes 7 µs for each number, which thousands of tasks a second would feel
+
+COUNTERS = {
+    "tasks": ("tasks that ended, by how", (*TAGS, "status")),
+    "troubles": ("tasks lost with a worker, and started again", ("event", "status")),
+    "wall_seconds": ("training or unlearning of tasks that are done", TAGS),
+    "gpu_seconds": ("the same times the share of a GPU that an actor has", TAGS),
+}
+GAUGES = {
+    "tasks_waiting": "tasks of the run that have not been given to an actor",
+    "tasks_running": "tasks that are being run",
+}
 
 
 class Metrics:
     """Listens to the events of a session. gpus: the share of a GPU that an actor has now."""
 
     def __init__(self, session: Session, gpus: Callable[[], float]) -> None:
-        self._session, self._gpus = session, gpus
-        self._tasks = Counter("lethe_tasks", "tasks that ended, by how", (*TAGS, "status"))
-        self._troubles = Counter(
-            "lethe_troubles", "tasks lost with a worker, and started again", ("event", "status")
-        )
-        self._wall = Counter("lethe_wall_seconds", "training or unlearning of tasks that are done", TAGS)
-        self._gpu = Counter("lethe_gpu_seconds", "the same times the share of a GPU an actor has", TAGS)
-        self._gauges = {
-            "waiting": Gauge("lethe_tasks_waiting", "tasks that have not been given to an actor"),
-            "running": Gauge("lethe_tasks_running", "tasks that are being run"),
-        }
+        self._session, self._gpus, self._told = session, gpus, time.monotonic()
+        self._counters = {name: Counter(f"lethe_{name}", *about) for name, about in COUNTERS.items()}
+        self._gauges = {name: Gauge(f"lethe_{name}", about) for name, about in GAUGES.items()}
+        self._sums: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)  # counter and tags
 
     def __call__(self, event: Event) -> None:
         if event["event"] in ENDED:
-            self._ended(event)
+            tags = tuple(event.get(name, "") for name in TAGS)
+            self._sums["tasks", (*tags, event["status"])] += 1
+            self._sums["wall_seconds", tags] += (seconds := event.get("wall_s", 0.0))
+            self._sums["gpu_seconds", tags] += seconds * self._gpus()
         elif event["event"] in ("lost", "retried"):
-            self._troubles.inc(1, {name: event[name] for name in ("event", "status")})
-        progress = self._session.progress
-        waiting = max(0, progress.total - progress.finished - progress.running)
-        self.show(waiting=waiting, running=progress.running)
+            self._sums["troubles", (event["event"], event["status"])] += 1
+        if time.monotonic() - self._told >= EVERY_S:
+            progress = self._session.progress
+            waiting = progress.total - progress.finished - progress.running
+            self.tell(waiting, progress.running)
 
-    def _ended(self, event: Event) -> None:
-        tags = {name: event.get(name, "") for name in TAGS}
-        self._tasks.inc(1, tags | {"status": event["status"]})
-        for counter, share in ((self._wall, 1.0), (self._gpu, self._gpus())):
-            if seconds := event.get("wall_s", 0.0) * share:  # a counter takes no zero
-                counter.inc(seconds, tags)
-
-    def show(self, **values: int) -> None:
-        for name, value in values.items():
-            self._gauges[name].set(value)
+    def tell(self, waiting: int, running: int) -> None:
+        """Hand on to Ray what has come together."""
+        self._told = time.monotonic()
+        for (name, tags), value in self._sums.items():
+            if value:  # a counter takes no zero
+                self._counters[name].inc(value, dict(zip(COUNTERS[name][1], tags, strict=True)))
+        self._sums.clear()
+        for gauge, number in zip(self._gauges.values(), (waiting, running), strict=True):
+            gauge.set(max(0, number))
 
 
 @contextmanager
@@ -62,4 +72,4 @@ def exported(session: Session, gpus: Callable[[], float]) -> Iterator[None]:
     try:
         yield
     finally:
-        metrics.show(waiting=0, running=0)
+        metrics.tell(waiting=0, running=0)
