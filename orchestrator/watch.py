@@ -59,7 +59,7 @@ class Watch:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._parts: set[str] = set()  # writes of `runs` that have been read
+        self._files: set[str] = set()  # of `runs` that have been read
         self._tasks: dict[str, tuple[int, str]] = {}  # task id -> its highest attempt and how that ended
         self._events = ""  # the file of events that was read last
         self._points: deque[dict[str, Any]] = deque()  # progress lines of the run, of the last minutes
@@ -76,11 +76,12 @@ class Watch:
         return view
 
     def _read_ledger(self) -> None:
-        for name, parts in self._store.held("runs").items():
-            if parts <= self._parts:
+        """Rows of files that are new. One that a compaction made tells nothing new, and is read once."""
+        for name in self._store.files("runs"):
+            if name in self._files:
                 continue
+            self._files.add(name)
             table = self._store.read_part(name, parquet.fields("runs", COLUMNS))
-            self._parts |= parts
             columns = [] if table is None else [table[column].to_pylist() for column in COLUMNS]
             for task, attempt, status in zip(*columns, strict=True):
                 if attempt >= self._tasks.get(task, (0, ""))[0]:
