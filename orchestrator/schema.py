@@ -56,12 +56,7 @@ RUNS = (
     Column("status", _text, "", "how the task ended: " + ", ".join(STATUSES)),
     Column("reason", _text, "", "why a task that is not done ended so"),
     Column("warnings", _text, "", "what the method warned of, one line each"),
-    Column(
-        "log",
-        _text,
-        "",
-        "file with the details of a failure, or of that a task was skipped for, relative to the results folder",
-    ),
+    Column("log", _text, "", "details of a failure, its own or its parent's: a file in the results folder"),
     Column("attempt", _i32, "", "1 for the first row of a task; the highest attempt counts"),
     Column(
         "retries",

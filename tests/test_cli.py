@@ -23,6 +23,8 @@ from tests.conftest import ROOT, Lethe, grid_data
 
 WriteGrid = Callable[..., Path]
 
+GLANCES = ("--help", "--version", "status", "status --watch", "plan", "list methods", "run --help")
+
 IMPORTED = """
 import sys
 from orchestrator.cli import main
@@ -63,7 +65,7 @@ def results(weird_tmp_path: Path) -> Path:
 # ---- nothing heavy ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", ["--help", "--version", "status", "plan", "list methods", "run --help"])
+@pytest.mark.parametrize("arguments", GLANCES)
 def test_a_glance_imports_neither_torch_nor_ray(results: Path, write_grid: WriteGrid, arguments: str) -> None:
     command = arguments.split()
     command += ["--results", str(results)] if command[0] in ("status", "plan") else []
