@@ -76,8 +76,8 @@ class Events:
 
     def _add(self, facts: Event) -> Event:
         line: Event = {"at": round(time.time(), 3)}
-        if place := self._places.get(facts["actor"]):
-            line["host"] = place["host"]
+        if host := self._places.get(facts["actor"], {}).get("host"):
+            line["host"] = host
         line |= {name: value for name, value in facts.items() if value is not None and value != ""}
         self._waiting.append(line)
         for listener in self._listeners:

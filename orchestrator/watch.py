@@ -17,10 +17,12 @@ from typing import Any
 
 from orchestrator import parquet
 from orchestrator.events import FOLDER
-from orchestrator.lock import NAME, STALE_S
+from orchestrator.lock import NAME
 from orchestrator.store import Store
 
 COLUMNS = ("task_id", "attempt", "status")
+STALE_S = 120.0  # a driver elsewhere gives a sign of life at least every 30 s
+HEARTBEAT_S = 0.05  # more than the writing of one takes
 WINDOW_S = 300.0  # the rate is that of the last five minutes
 
 
@@ -115,17 +117,24 @@ def _ended(point: dict[str, Any]) -> int:
 
 def owner(store: Store) -> dict[str, Any]:
     """What the lock says of the driver that runs; {} if none does: no lock, or one whose owner died."""
-    try:
-        text = store.read(NAME)
-        if not text and store.local:  # free, or in the middle of a heartbeat
-            time.sleep(0.05)
-            text = store.read(NAME)
-        found = dict(json.loads(text))
-    except (OSError, ValueError):
-        return {}
-    if found.get("host") == socket.gethostname() and store.local:
+    if not store.local:  # a claim of each driver, of which one holds the folder; or one file
+        claims = [_read(store, name) for name in store.files(NAME, ".json") or [NAME]]
+        fresh = [c for c in claims if time.time() - float(c.get("heartbeat_at", 0)) < STALE_S]
+        return next((claim for claim in fresh if claim.get("held", True)), {})
+    found = _read(store, NAME)
+    if not found:  # free, or in the middle of a heartbeat
+        time.sleep(HEARTBEAT_S)
+        found = _read(store, NAME)
+    if found.get("host") == socket.gethostname():
         return found if _alive(int(found.get("pid", 0))) else {}
     return found if time.time() - float(found.get("heartbeat_at", 0)) < STALE_S else {}
+
+
+def _read(store: Store, name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(store.read(name)))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _alive(pid: int) -> bool:

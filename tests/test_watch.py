@@ -192,6 +192,18 @@ def test_an_owner_elsewhere_counts_while_its_heart_beats(store: Store) -> None:
         assert bool(watches.owner(store)) is alive
 
 
+def test_of_the_claims_on_an_object_store_the_one_that_holds_the_folder_counts(store: Store) -> None:
+    folder = Path(store.root) / NAME
+    folder.mkdir()
+    store.local = False
+    for host, held, age in (("wants", False, 0.0), ("died", True, 3600.0), ("holds", True, 10.0)):
+        claim = {"host": host, "pid": 1, "held": held, "heartbeat_at": time.time() - age}
+        (folder / f"{host}.json").write_text(json.dumps(claim))
+    assert watches.owner(store)["host"] == "holds"
+    (folder / "holds.json").unlink()
+    assert watches.owner(store) == {}
+
+
 # ---- until the end ---------------------------------------------------------------------------------------
 
 
