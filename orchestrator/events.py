@@ -86,8 +86,10 @@ class Events:
 
     def story(self, task: Task) -> str:
         """What happened to a task until now, a line each: for the log of one whose worker cannot tell."""
-        actor, since = self._given.get(task.id, ("no actor", time.time()))
-        events = [*self._troubles.get(task.id, []), {"at": since, "event": "given", "actor": actor}]
+        events = list(self._troubles.get(task.id, []))
+        if not events or events[-1]["event"] == "retried":  # nobody has told yet of the actor that has it now
+            actor, since = self._given.get(task.id, ("none", time.time()))
+            events.append({"at": since, "event": "given", "actor": actor})
         return "\n".join(_told(event | self._places.get(event.get("actor", ""), {})) for event in events)
 
     # ---- writing ------------------------------------------------------------------------------------------
