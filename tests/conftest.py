@@ -6,9 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -95,6 +96,16 @@ def project_copy(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return copy
+
+
+@pytest.fixture(scope="module")
+def few_replicates() -> Iterator[None]:
+    """Bootstraps of 20 draws and not 1,000 in this process, where no test asks how wide an interval is."""
+    from attacks import ulira
+
+    ours = ulira.pair_weights
+    with mock.patch.object(ulira, "pair_weights", lambda pairs, _, seed: ours(pairs, 20, seed)):
+        yield
 
 
 def results_table(results: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,8 @@ from orchestrator.store import Store
 from tests.conftest import Lethe, grid_data, results_table
 from workers import designs
 
+pytestmark = pytest.mark.usefixtures("few_replicates")
+
 CLASS = {"class": {"classes": [3]}}
 BOTH = [CLASS, {"random": {"fraction": 0.2}}]
 METHODS = ["finetune", "mnemonic_code"]

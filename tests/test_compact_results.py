@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from attacks import metrics, ulira
 from orchestrator import audit, compact, overview, parquet, plans, report
@@ -16,6 +17,8 @@ from orchestrator.runner import Options, run_grid
 from orchestrator.store import Store, score_folder, score_rows
 from tests.conftest import grid_data, results_table
 from tests.test_compact import ONE, phi_of, put
+
+pytestmark = pytest.mark.usefixtures("few_replicates")
 
 # ---- float16 ---------------------------------------------------------------------------------------------
 

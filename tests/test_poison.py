@@ -33,6 +33,8 @@ from workers.task_design import Design
 from workers.train import Recipe, train
 from workers.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("few_replicates")
+
 CPU = torch.device("cpu")
 NOISE = {"poisoned": {"fraction": 0.2, "noise": 1.0}}
 FLIPS = {"poisoned": {"fraction": 0.2, "noise": 0, "flip_labels": True}}
