@@ -191,7 +191,10 @@ def test_bad_classes_get_one_clear_line(
 
 GRID = grid_data(
     forget=BOTH,
-    methods=[{"finetune": {"epochs": 1}}, {"mnemonic_code": {"lambda_1": 0.001, "lambda_2": 10.0}}],
+    methods=[
+        {"finetune": {"epochs": 1, "batch_size": 256}},
+        {"mnemonic_code": {"lambda_1": 0.001, "lambda_2": 10.0}},
+    ],
     audit={"pairs": 4, "forget_sets": 1},
 )
 

@@ -100,9 +100,10 @@ def test_status_report_audit_and_resume_of_a_real_run(tmp_path: Path) -> None:
     grid = Grid.model_validate(
         grid_data(
             seeds=1,
-            training={"all": {"epochs": 1}},
+            methods=[{"finetune": {"epochs": 1, "batch_size": 256}}],
+            training={"all": {"epochs": 1, "batch_size": 256}},
             audit={"pairs": 4, "forget_sets": 1, "columns": ["modified_entropy"]},
-            run={"flush_s": 0.2},
+            run={"flush_s": 0.1},
         )
     )
     results = tmp_path / "results"

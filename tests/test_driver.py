@@ -40,7 +40,7 @@ def test_ray_and_inline_give_the_same_table_and_the_same_report(
     lethe: Lethe, write_grid: Callable[..., Path]
 ) -> None:
     grid = write_grid(
-        methods=[{"finetune": {"epochs": 1}}, {"gradient_ascent": {"epochs": 1}}],
+        methods=[{"finetune": {"epochs": 1, "batch_size": 256}}, {"gradient_ascent": {"epochs": 1}}],
         seeds=1,
         training={"all": {"epochs": 1, "batch_size": 256}},
         audit={"pairs": 4, "forget_sets": 1},

@@ -312,13 +312,13 @@ def test_bad_poison_gets_one_clear_line(
 
 GRID = grid_data(
     forget=[NOISE, {"poisoned": {"fraction": 0.1, "flip_labels": True}}, RANDOM],
-    methods=[{"finetune": {"epochs": 1}}],
-    training={"all": {"epochs": 1}},
+    methods=[{"finetune": {"epochs": 1, "batch_size": 256}}],
+    training={"all": {"epochs": 1, "batch_size": 256}},
     audit=None,
 )
 AUDITED = grid_data(
     forget=[NOISE],
-    methods=[{"finetune": {"epochs": 1}}],
+    methods=[{"finetune": {"epochs": 1, "batch_size": 256}}],
     seeds=1,
     training={"all": {"epochs": 1, "batch_size": 256}},
     audit={"pairs": 4, "forget_sets": 2, "retrains": 1},

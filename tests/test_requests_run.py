@@ -26,7 +26,7 @@ GRID = grid_data(
     methods=[{"finetune": {"epochs": 1}}, {"neggrad_plus": {"epochs": 1}}, FAILING],
     seeds=1,
     requests=3,
-    training={"all": {"epochs": 1}},
+    training={"all": {"epochs": 1, "batch_size": 256}},
     audit=None,
     run={"flush_s": 0.01},
 )

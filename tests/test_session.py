@@ -316,7 +316,7 @@ def test_words_for_retry() -> None:
 def test_done_tasks_whose_scores_are_lost_run_again(
     write_grid: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_grid(audit=None, seeds=1, training={"all": {"epochs": 1}})
+    path = write_grid(audit=None, seeds=1, training={"all": {"epochs": 1, "batch_size": 256}})
     results, grid = path.parent / "results", load(str(path))
     run_grid(grid, Options(str(results), "data", address=None))
     before = results_table(results)

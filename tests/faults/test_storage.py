@@ -83,7 +83,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
     if mounted.returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
-        grid = write_grid(audit=None)
+        grid = write_grid(audit=None, methods=[{"finetune": {"epochs": 1}}])
         full = lethe("run", grid, "--results", disk / "results", "--inline")
         assert full.returncode == 2
         assert "No space left on device" in full.stderr
