@@ -98,13 +98,29 @@ def project_copy(tmp_path: Path) -> Callable[..., Path]:
     return copy
 
 
-@pytest.fixture(scope="module")
-def few_replicates() -> Iterator[None]:
-    """Bootstraps of 20 draws and not 1,000 in this process, where no test asks how wide an interval is."""
-    from attacks import ulira
+DUPLICATES: dict[tuple[str, bool], dict[str, Any]] = {}  # of datasets that were searched for them
 
-    ours = ulira.pair_weights
-    with mock.patch.object(ulira, "pair_weights", lambda pairs, _, seed: ours(pairs, 20, seed)):
+
+@pytest.fixture(scope="module")
+def quick_runs() -> Iterator[None]:
+    """For modules that look at neither: bootstraps in this process have 20 draws and not 1,000, and a dataset
+    is searched for duplicates once.
+    """
+    from attacks import ulira
+    from workers.worker import Worker
+
+    weights, search = ulira.pair_weights, Worker.duplicates
+
+    def duplicates(worker: Worker, name: str) -> dict[str, Any]:
+        key = worker.dataset(name).sha256, worker.dataset(name).flip
+        if key not in DUPLICATES:
+            DUPLICATES[key] = search(worker, name)
+        return DUPLICATES[key]
+
+    with (
+        mock.patch.object(ulira, "pair_weights", lambda pairs, _, seed: weights(pairs, 20, seed)),
+        mock.patch.object(Worker, "duplicates", duplicates),
+    ):
         yield
 
 

@@ -30,7 +30,7 @@ from tests.test_audit import (
 from workers import designs
 from workers.designs import FORGET, RETAIN
 
-pytestmark = pytest.mark.usefixtures("few_replicates")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @pytest.fixture

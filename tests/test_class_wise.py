@@ -25,7 +25,7 @@ from orchestrator.store import Store
 from tests.conftest import Lethe, grid_data, results_table
 from workers import designs
 
-pytestmark = pytest.mark.usefixtures("few_replicates")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 CLASS = {"class": {"classes": [3]}}
 BOTH = [CLASS, {"random": {"fraction": 0.2}}]

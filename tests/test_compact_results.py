@@ -18,7 +18,7 @@ from orchestrator.store import Store, score_folder, score_rows
 from tests.conftest import grid_data, results_table
 from tests.test_compact import ONE, phi_of, put
 
-pytestmark = pytest.mark.usefixtures("few_replicates")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 # ---- float16 ---------------------------------------------------------------------------------------------
 

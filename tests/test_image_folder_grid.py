@@ -29,7 +29,7 @@ from tests.conftest import Lethe, grid_data
 from tests.dataset_files import write_file, write_pictures
 from workers.image_folder import scan
 
-pytestmark = pytest.mark.usefixtures("few_replicates")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 ENTRY: dict[str, Any] = {
     "name": "flowers",

@@ -34,7 +34,7 @@ from workers.task_design import Design
 from workers.train import Recipe, train
 from workers.worker import Worker
 
-pytestmark = pytest.mark.usefixtures("few_replicates")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 CPU = torch.device("cpu")
 NOISE = {"poisoned": {"fraction": 0.2, "noise": 1.0}}

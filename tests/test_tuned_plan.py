@@ -19,6 +19,8 @@ from orchestrator.store import Store
 from orchestrator.tuned import Winner, Winners
 from tests.conftest import all_rows, grid_data
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 TWO = [{"random": {"fraction": 0.2}}, {"random": {"fraction": 0.1}}]
 VALUES = {"epochs": 3, "batch_size": 128, "learning_rate": 0.02, "momentum": 0.5, "weight_decay": 0.001}
 

@@ -29,6 +29,8 @@ from orchestrator.tune_runner import Tuned
 from orchestrator.tuning import SEEDS_APART
 from tests.conftest import ROOT, all_rows
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 TUNE: dict[str, Any] = {
     "trials": 3,
     "finalists": 1,

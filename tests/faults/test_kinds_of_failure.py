@@ -12,6 +12,8 @@ from orchestrator.config import load
 from orchestrator.runner import Options, run_grid
 from tests.conftest import Lethe, all_rows, results_table
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 METHOD = '''
 """A method that fails on purpose."""
 from dataclasses import dataclass

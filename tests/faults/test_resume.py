@@ -20,6 +20,8 @@ from orchestrator.config import load
 from orchestrator.runner import Options, run_grid
 from tests.conftest import ROOT, Lethe, all_rows, results_table
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 METHODS = [{"finetune": {"epochs": 2}}, {"gradient_ascent": {"epochs": 2}}]
 SMALL = {"seeds": 1, "audit": {"pairs": 4, "forget_sets": 1}, "run": {"flush_s": 0.1}}
 Table = list[dict[str, object]]

@@ -19,6 +19,8 @@ from orchestrator.runner import Options, run_grid
 from orchestrator.store import Store
 from tests.conftest import Lethe, grid_data
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 WriteGrid = Callable[..., Path]
 
 
