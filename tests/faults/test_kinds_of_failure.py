@@ -9,7 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.config import load
+from orchestrator.runner import Options, run_grid
 from tests.conftest import Lethe, all_rows, results_table
+
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 METHOD = '''
 """A method that fails on purpose."""
@@ -83,7 +87,7 @@ def test_every_failure_becomes_its_row_and_the_rest_goes_on(
     for text in ("1 diverged", "1 lost_worker", "1 timeout", "1 bug", "2 oom", "first log: logs/", "--retry"):
         assert text in done.stdout, done.stdout
 
-    again = lethe("run", grid, "--results", results, "--time-limit-s", 25, cwd=failing_project)
+    again = lethe("run", grid, "--results", results, "--inline", cwd=failing_project)
     assert again.returncode == 1  # failures stay until they are retried by name
     assert len(all_rows(results)) == len(rows) + 2
 
@@ -108,12 +112,12 @@ def test_inline_failures_become_rows_too(
 
 
 def test_what_starts_from_a_base_that_failed_is_skipped_with_the_reason(
-    lethe: Lethe, write_grid: Callable[..., Path]
+    write_grid: Callable[..., Path],
 ) -> None:
     grid = write_grid(seeds=1, audit=None, training={"all": {"epochs": 2, "learning_rate": 1e20}})
     results = grid.parent / "results"
-    done = lethe("run", grid, "--results", results, "--inline")
-    assert done.returncode == 1, done.stderr
+    ended = run_grid(load(str(grid)), Options(str(results), "data", address=None))
+    assert len(ended.failures) == 3
     rows = {row["kind"]: row for row in all_rows(results)}
     assert rows["base"]["status"] == rows["retrain"]["status"] == "diverged"
     assert rows["unlearn"]["status"] == "skipped"
