@@ -60,6 +60,7 @@ def until(url: str, known: Callable[[Metrics], bool]) -> Metrics:
     return found
 
 
+@pytest.mark.long
 def test_metrics_are_those_of_the_ledger(ray_with_a_gpu: str, write_grid: Callable[..., Path]) -> None:
     from orchestrator import driver
     from orchestrator.metrics import exported
