@@ -101,7 +101,9 @@ class Soak:
                 continue
             self.random.choice(faults)()
             done = self.check(done)
-        code = self.driver.wait(timeout=3600)
+        while (code := self.driver.wait(timeout=3600)) == 2:  # the disk was full, the last fault of all
+            self.note("ended by itself", code=code)
+            self.driver = self.start()
         self.check(done)
         return code
 
