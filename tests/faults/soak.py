@@ -29,6 +29,9 @@ from tests.conftest import ROOT, all_rows, results_table
 
 LEAST_S, MOST_S = 4.0, 16.0  # between two faults
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+# As in a job, the code does not travel: nodes of one machine share the folder it would be unpacked to, and
+# the first of them that dies takes it away from the others. Nodes of a real cluster have one each.
+AS_A_JOB = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
 
 
 def grid(pairs: int) -> dict[str, Any]:
@@ -58,6 +61,7 @@ class Soak:
     def __init__(self, folder: Path, pairs: int, seed: int) -> None:
         from ray.cluster_utils import Cluster
 
+        os.environ |= ENVIRONMENT  # the nodes' and their workers'
         self.folder, self.results = folder, folder / "results"
         self.random, self.log = random.Random(seed), (folder / "soak.jsonl").open("w", encoding="utf-8")
         self.grid = folder / "grid.yaml"
@@ -75,7 +79,7 @@ class Soak:
             return subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=ENVIRONMENT,
+                env=ENVIRONMENT | AS_A_JOB,
                 stdout=output,
                 stderr=output,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
