@@ -97,7 +97,7 @@ def project_copy(tmp_path: Path) -> Callable[..., Path]:
     return copy
 
 
-def results_table(results: Path) -> list[dict[str, Any]]:
+def results_table(results: Path | str) -> list[dict[str, Any]]:
     """The ledger as rows of the columns that must not depend on how a run went, sorted by task."""
     from orchestrator.store import Store
 
@@ -105,7 +105,7 @@ def results_table(results: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["task_id"])
 
 
-def all_rows(results: Path) -> list[dict[str, Any]]:
+def all_rows(results: Path | str) -> list[dict[str, Any]]:
     """Every row ever written to the ledger, superseded ones too."""
     from orchestrator.store import Store
 

@@ -1,0 +1,194 @@
+"""Results on s3://: everything that a local folder can do, against a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator import compact, plans
+from orchestrator.errors import UserError
+from orchestrator.lock import Lock
+from orchestrator.store import Store, score_folder, score_rows
+from tests.conftest import ROOT, Lethe, all_rows, results_table
+from tests.faults.test_storage import plan_of
+from tests.s3 import Server, bucket_uri, s3, s3_server, s3_store
+
+__all__ = ["bucket_uri", "s3", "s3_server", "s3_store"]
+
+WriteGrid = Callable[..., Path]
+TIMM = score_folder("digits", "timm:resnet10t", "unlearn", "finetune")
+
+
+def put(store: Store, task: str, value: float, part: str, attempt: int = 1) -> None:
+    phi = np.full(5000, value, np.float32)
+    store.write_part("scores", list(score_rows(task, phi, phi > 0)), part, TIMM)
+    row = {"task_id": task, "attempt": attempt, "status": "done", "part": part}
+    store.write_part("runs", [row], part)
+
+
+def values(store: Store) -> dict[str, float]:
+    return {task: float(phi[0]) for task, phi in store.scores(store.runs(["task_id", "part"]), TIMM).items()}
+
+
+# ---- the store -------------------------------------------------------------------------------------------
+
+
+def test_the_colon_of_an_architecture_is_escaped_in_the_key(s3_store: Store) -> None:
+    put(s3_store, "a", 1.5, "p")
+    [name] = s3_store.files("scores")
+    assert "/architecture=timm%3Aresnet10t/" in name
+    assert s3_store.read(name)[:4] == b"PAR1"
+    assert values(s3_store) == {"a": 1.5}
+
+
+def test_an_object_is_written_in_one_request_and_a_large_one_whole(s3: Server, s3_store: Store) -> None:
+    s3.faults.requests.clear()
+    s3_store.write("logs/a.txt", b"text")
+    assert [method for method, _ in s3.faults.requests] == ["PUT"]
+    large = os.urandom(25_000_000)
+    s3_store.write_model("a", large)
+    assert s3_store.read_model("a") == large
+    s3_store.write("logs/empty.txt", b"")
+    assert s3_store.read("logs/empty.txt") == b""
+
+
+def test_a_file_that_fails_while_it_is_made_is_never_there(s3_store: Store) -> None:
+    s3_store.write("logs/a.txt", b"old")
+    with pytest.raises(RuntimeError), s3_store.writing("logs/a.txt") as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert s3_store.read("logs/a.txt") == b"old"
+
+
+def test_parts_are_merged_verified_and_damage_is_found(s3_store: Store) -> None:
+    for number in range(3):
+        put(s3_store, f"task{number}", number, f"0000000000000{number}-x")
+    put(s3_store, "task0", 9.0, "00000000000009-x", attempt=2)
+    with Lock(s3_store) as lock:
+        done = compact.compact(s3_store, beat=lock.beat)
+    assert (done.files_before, done.files_after, done.superseded) == (8, 2, 1)
+    assert values(s3_store) == {"task0": 9.0, "task1": 1.0, "task2": 2.0}
+    assert compact.verify(s3_store) == (2, [])
+    [name] = s3_store.files("scores")
+    s3_store.write(name, s3_store.read(name)[:-10])
+    assert len(compact.verify(s3_store)[1]) == 1
+    assert values(s3_store) == {} and s3_store.damaged == [name]
+    assert s3_store.set_aside() == [name]
+    assert s3_store.files("scores") == [] and len(s3_store.files("aside")) == 1
+
+
+def test_a_store_that_was_begun_in_vain_leaves_no_trace(bucket_uri: str) -> None:
+    store = Store.create(bucket_uri)
+    with Lock(store):
+        plans.remember(store, plan_of())
+        store.discard()
+    assert Store.open_if_any(bucket_uri) is None
+    put(Store.create(bucket_uri), "a", 1.0, "p")
+    Store.open(bucket_uri).discard()
+    assert values(Store.open(bucket_uri)) == {"a": 1.0}
+
+
+def test_the_endpoint_may_stand_in_the_uri(
+    s3: Server, bucket_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(Store.create(bucket_uri), "a", 1.0, "p")
+    endpoint = s3.environment["AWS_ENDPOINT_URL"]
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    for query in (f"endpoint_override={endpoint}", f"endpoint_override=127.0.0.1:{s3.port}&scheme=http"):
+        assert values(Store.open(f"{bucket_uri}?region=us-east-1&{query}")) == {"a": 1.0}
+
+
+def test_a_bucket_that_is_not_there_or_not_ours_is_one_line(
+    lethe: Lethe, bucket_uri: str, write_grid: WriteGrid
+) -> None:
+    absent = "s3://no-such-bucket/results"
+    for arguments in (
+        ("status", "--results", absent),
+        ("run", write_grid(), "--results", absent, "--inline"),
+    ):
+        done = lethe(*arguments)
+        assert done.returncode == 2 and "no-such-bucket" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    store = Store(bucket_uri)
+    store.write("thesis.tex", b"mine")
+    with pytest.raises(UserError, match="holds no Lethe results"):
+        Store.create(bucket_uri)
+
+
+def test_nobody_at_the_endpoint_is_one_line_within_seconds(
+    lethe: Lethe, s3: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    started = time.monotonic()
+    done = lethe("status", "--results", "s3://bucket/results")
+    assert done.returncode == 2 and "127.0.0.1" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert time.monotonic() - started < 30
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------
+
+
+def start(grid: Path, uri: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "run", str(grid), "--results", uri, "--inline"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_a_run_that_was_killed_is_resumed_at_once_and_gives_the_local_table(
+    lethe: Lethe, write_grid: WriteGrid, bucket_uri: str, tmp_path: Path
+) -> None:
+    grid = write_grid(run={"flush_s": 0.3}, methods=["finetune", "gradient_ascent"], audit=None)
+    assert lethe("run", grid, "--results", tmp_path / "local", "--inline").returncode == 0
+    first = start(grid, bucket_uri)
+    end = time.monotonic() + 60
+    while not (len(list(runs_of(bucket_uri))) or first.poll() is not None or time.monotonic() > end):
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL
+
+    done = lethe("run", grid, "--results", bucket_uri, "--inline")
+    assert done.returncode == 0, done.stderr
+    table = results_table(tmp_path / "local")
+    assert results_table(bucket_uri) == table and len(table) == 8
+    assert Counter(row["task_id"] for row in all_rows(bucket_uri)).most_common(1)[0][1] == 1
+
+    assert json.loads(lethe("status", "--results", bucket_uri, "--json").stdout)["done"] == 8
+    compacted = lethe("store", "compact", "--results", bucket_uri)
+    assert compacted.returncode == 0, compacted.stderr
+    assert lethe("store", "verify", "--results", bucket_uri).returncode == 0
+    here, there = (
+        lethe("report", "--results", uri, "--format", "json") for uri in (tmp_path / "local", bucket_uri)
+    )
+    assert timeless(there.stdout) == timeless(here.stdout) != []
+    again = lethe("run", grid, "--results", bucket_uri, "--inline")
+    assert again.returncode == 0 and results_table(bucket_uri) == table
+
+
+def runs_of(uri: str) -> list[str]:
+    store = Store.open_if_any(uri)
+    return [] if store is None else store.files("runs")
+
+
+def timeless(report: str) -> list[dict[str, object]]:
+    """The rows of a report without what depends on how fast this machine was."""
+    rows = json.loads(report)
+    return [
+        {k: v for k, v in row.items() if not k.endswith("_s") and not k.startswith("rte")} for row in rows
+    ]
