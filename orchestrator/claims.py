@@ -31,6 +31,7 @@ RENEW_S = 20.0  # renewed this often, by a thread
 LATE_S = 60.0  # nothing is written on the strength of a claim that was renewed longer ago
 GIVE_WAY_S = 15.0  # what a driver waits for others that started at the same time
 POLL_S = 0.2
+READ_TRIES = 4
 
 Owner = dict[str, Any]
 
@@ -123,7 +124,7 @@ class Claim:
                     found[info.base_name.removesuffix(".json")] = _Seen(info.mtime, owner)
         return found
 
-    def _read(self, path: str) -> Owner | None:
+    def _read(self, path: str, tries: int = READ_TRIES) -> Owner | None:
         """What a claim says, {} if that is not readable, None if it is gone by now."""
         try:
             with self.store.fs.open_input_stream(path) as stream:
@@ -132,6 +133,10 @@ class Claim:
             return None
         except (ValueError, TypeError):
             return {}
+        except OSError:  # also where it is written anew between the look at its size and the reading
+            if tries == 1:
+                raise
+            return self._read(path, tries - 1)
 
     def _write(self, *, held: bool) -> None:
         data = json.dumps(self.owner | {"held": held, "heartbeat_at": time.time()}).encode()

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
@@ -78,24 +78,28 @@ def patient(call: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P],
             try:
                 return call(store, *args, **kwargs)
             except OSError as error:
-                if store.local or not may_pass(error):
-                    raise
                 now = time.monotonic()
                 deadline = now + store.patience_s if deadline is None else deadline
+                if store.local or not may_pass(error):
+                    raise
                 if now + wait > deadline:
                     store.patience_s = 0.0  # what is called on the way out waits no more
                     raise
-                _wait(store, wait, deadline - now, error)
+                _tell(store, deadline - now, error)
+            _sleep(store, wait)
         raise AssertionError("waits without end")
 
     return trying
 
 
-def _wait(store: Patient, wait_s: float, left_s: float, error: Any) -> None:
-    text = " ".join(str(error).split())[-200:]
-    log.warning("%s does not answer, tried again for %.0f s: %s", store.uri, left_s, text)
+def _sleep(store: Patient, seconds: float) -> None:
     try:
-        time.sleep(wait_s)
+        time.sleep(seconds)
     except KeyboardInterrupt:
         store.patience_s = 0.0
         raise
+
+
+def _tell(store: Patient, left_s: float, error: OSError) -> None:
+    text = " ".join(str(error).split())[-200:]
+    log.warning("%s does not answer, tried again for %.0f s: %s", store.uri, left_s, text)

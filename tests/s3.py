@@ -56,7 +56,7 @@ class Faults:
         if self.status is not None and time.monotonic() < self.until and self.matches(*asked):
             self.failed += 1
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            code = "SlowDown" if self.status == 503 else "InternalError"
+            code = {403: "AccessDenied", 503: "SlowDown"}.get(self.status, "InternalError")
             start_response(f"{self.status} {code}", [("Content-Type", "application/xml")])
             return [f"<Error><Code>{code}</Code><Message>a fault of a test</Message></Error>".encode()]
         return self.app(environ, start_response)

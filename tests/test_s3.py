@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator import compact, plans
+from orchestrator import compact, overview, plans, report
 from orchestrator.errors import UserError
 from orchestrator.lock import Lock
+from orchestrator.runner import Options, run_grid
 from orchestrator.store import Store, score_folder, score_rows
 from tests.conftest import ROOT, Lethe, all_rows, results_table
 from tests.faults.test_storage import plan_of
@@ -138,26 +139,48 @@ def test_nobody_at_the_endpoint_is_one_line_within_seconds(
 
 # ---- whole runs ------------------------------------------------------------------------------------------
 
+COMPARED = ("dataset", "kind", "method", "n", "ra", "fa", "va", "ta", "ret_dev", "indisc")
+
+
+def test_a_run_on_s3_gives_the_local_table_status_and_report(
+    s3_store: Store, bucket_uri: str, tmp_path: Path
+) -> None:
+    grid = plan_of(seeds=1, audit=None).grid
+    for uri in (str(tmp_path / "local"), bucket_uri):
+        ended = run_grid(grid, Options(uri, str(tmp_path / "data"), address=None))
+        assert (ended.total, ended.done, ended.ran) == (3, 3, 3)
+    assert results_table(bucket_uri) == results_table(tmp_path / "local")
+    assert rows_of_report(bucket_uri) == rows_of_report(tmp_path / "local") != []
+    assert overview.of_store(Store.open(bucket_uri))["done"] == 3
+    again = run_grid(grid, Options(bucket_uri, str(tmp_path / "data"), address=None))
+    assert (again.done, again.ran) == (3, 0)
+
+
+def rows_of_report(uri: Path | str) -> list[dict[str, object]]:
+    """What a report says that does not depend on how fast this machine was."""
+    text = report.render(Store.open(str(uri)), "json")
+    return [{name: row.get(name) for name in COMPARED} for row in json.loads(text)]
+
 
 def start(grid: Path, uri: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "orchestrator", "run", str(grid), "--results", uri, "--inline"],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
 
 
-def test_a_run_that_was_killed_is_resumed_at_once_and_gives_the_local_table(
+@pytest.mark.long
+def test_a_run_that_was_killed_is_resumed_at_once(
     lethe: Lethe, write_grid: WriteGrid, bucket_uri: str, tmp_path: Path
 ) -> None:
     grid = write_grid(run={"flush_s": 0.3}, methods=["finetune", "gradient_ascent"], audit=None)
     assert lethe("run", grid, "--results", tmp_path / "local", "--inline").returncode == 0
     first = start(grid, bucket_uri)
-    end = time.monotonic() + 60
-    while not (len(list(runs_of(bucket_uri))) or first.poll() is not None or time.monotonic() > end):
+    while not runs_of(bucket_uri) and first.poll() is None:
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.communicate()
@@ -168,27 +191,19 @@ def test_a_run_that_was_killed_is_resumed_at_once_and_gives_the_local_table(
     table = results_table(tmp_path / "local")
     assert results_table(bucket_uri) == table and len(table) == 8
     assert Counter(row["task_id"] for row in all_rows(bucket_uri)).most_common(1)[0][1] == 1
-
-    assert json.loads(lethe("status", "--results", bucket_uri, "--json").stdout)["done"] == 8
-    compacted = lethe("store", "compact", "--results", bucket_uri)
-    assert compacted.returncode == 0, compacted.stderr
-    assert lethe("store", "verify", "--results", bucket_uri).returncode == 0
-    here, there = (
-        lethe("report", "--results", uri, "--format", "json") for uri in (tmp_path / "local", bucket_uri)
-    )
-    assert timeless(there.stdout) == timeless(here.stdout) != []
-    again = lethe("run", grid, "--results", bucket_uri, "--inline")
-    assert again.returncode == 0 and results_table(bucket_uri) == table
+    for command in (
+        ("store", "compact"),
+        ("store", "verify"),
+        ("status", "--json"),
+        ("report", "--format", "md"),
+    ):
+        done = lethe(*command, "--results", bucket_uri)
+        assert done.returncode == 0, done.stderr
+    assert rows_of_report(bucket_uri) == rows_of_report(tmp_path / "local")
+    assert lethe("run", grid, "--results", bucket_uri, "--inline").returncode == 0
+    assert results_table(bucket_uri) == table
 
 
 def runs_of(uri: str) -> list[str]:
     store = Store.open_if_any(uri)
     return [] if store is None else store.files("runs")
-
-
-def timeless(report: str) -> list[dict[str, object]]:
-    """The rows of a report without what depends on how fast this machine was."""
-    rows = json.loads(report)
-    return [
-        {k: v for k, v in row.items() if not k.endswith("_s") and not k.startswith("rte")} for row in rows
-    ]
