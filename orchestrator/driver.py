@@ -177,22 +177,29 @@ class _Driver:
         """Give tasks to actors with room, emptiest first; False when nothing is left to wait for."""
         for depth in range(WINDOW):
             for runner in self.runners:
-                if len(runner.queue) == depth and (task := self.schedule.take(runner.name)) is not None:
+                while len(runner.queue) == depth and (task := self.schedule.take(runner.name)) is not None:
                     self._give(runner, task)
         busy = [runner for runner in self.runners if runner.queue]
         self.session.progress.running = len(busy)
         return bool(busy)
 
     def _give(self, runner: Runner, task: Task) -> None:
-        weights = None if task.base is None else self._weights(task.base)
+        weights = None if task.base is None else self._weights(task)
+        if task.base is not None and weights is None:
+            return  # its base is made again before
         if not runner.queue:
             runner.since = time.monotonic()
         outcome, trained = runner.actor.run_apart.remote(self.session.payload(task), weights)
         runner.queue.append(InFlight(task, outcome, trained))
 
-    def _weights(self, base: str) -> Any:
+    def _weights(self, task: Task) -> Any:
+        """A reference of the weights that a task starts from; None if they are lost."""
+        base = str(task.base)
         if base not in self.weights:
-            self.weights[base] = ray.put(self.session.store.read_model(base))
+            content = self.session.weights(task)
+            if content is None:
+                return None
+            self.weights[base] = ray.put(content)
         return self.weights[base]
 
     # ---- taking -------------------------------------------------------------------------------------------

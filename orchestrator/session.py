@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import __version__, datasets, schema
+from orchestrator import __version__, datasets, models, schema
 from orchestrator.architectures import requires
 from orchestrator.errors import UserError
 from orchestrator.keys import canonical
@@ -27,7 +27,10 @@ from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store, new_part, score_facts, score_folder, score_rows
 
 FLUSH_ROWS = 256
-LEDGER = ("task_id", "status", "attempt", "design", "part", "dataset", "architecture", "kind", "method")
+LEDGER = (
+    *("task_id", "status", "attempt", "design", "part", "dataset", "architecture", "kind", "method"),
+    *("weights_sha256", "left_sha256"),
+)
 
 
 @dataclass
@@ -71,6 +74,7 @@ class Session:
         statuses = self._usable(ledger)
         aside = store.set_aside()
         self._attempts = {row["task_id"]: row["attempt"] for row in ledger}
+        self._models = {row["task_id"]: _model_sha256(row) for row in ledger if _model_sha256(row)}
         self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total)
         self.note(aside)
@@ -114,6 +118,21 @@ class Session:
         """What a worker gets of a task: its id, its specification and the lists of samples this names."""
         return self._lists.payload(task, self.flush)
 
+    def weights(self, task: Task) -> bytes | None:
+        """The weights that a task starts from. None if the file is damaged, or of another model: what makes
+        them is then scheduled again, and the task after it.
+        """
+        base = str(task.base)
+        content = self.store.read_model(base) if self.store.has_model(base) else b""
+        found = models.weights_sha256(content)
+        if found is not None and found == self._models.get(base, found):
+            return content
+        self.progress.notes.append(f"the weights of {base} are damaged, or another model's: made again")
+        self.store.delete_model(base)
+        self.schedule.make_again(task)
+        self.progress.total = self.schedule.total
+        return None
+
     def finished(self, task: Task, outcome: Any, runner: str, retries: int = 0) -> None:
         """Record the Outcome of a task (workers/run_task.py), and what cannot run because of it."""
         if outcome.weights is not None:
@@ -150,6 +169,8 @@ class Session:
             "commit": commit(),
             "versions": canonical(versions),
         }
+        if model := _model_sha256(row):
+            self._models[task.id] = model
         if outcome is not None and outcome.log:
             row["log"] = self.store.write_log(task.id, attempt, outcome.log)
         if outcome is not None and outcome.scores is not None:
@@ -255,6 +276,11 @@ class Session:
         """The hashes of a dataset's samples in the table samples; empty if it is not there yet."""
         found = self.store.read_table("samples", ["sha256"], f"dataset={dataset}")
         return list(found["sha256"].to_pylist())
+
+
+def _model_sha256(row: dict[str, Any]) -> str:
+    """The hash of the weights that a task left for others, '' if none is known."""
+    return str(row.get("weights_sha256" if row["kind"] == "base" else "left_sha256") or "")
 
 
 @dataclass
