@@ -11,7 +11,8 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from orchestrator.errors import UserError
 PATIENCE_S = 150.0  # an outage of a minute, or of two, ends no run
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # between tries; the last from then on
 ANSWER_S = 60.0  # a slow answer is one
+AT_ONCE = 32  # files read at the same time
 # Waiting does not mend these: no such bucket, no right to it, keys that are wrong or too old, a bad request.
 FINAL = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|INVALID_|SIGNATURE|EXPIRED|UNRECOGNIZED"
@@ -90,6 +92,18 @@ def patient(call: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P],
         raise AssertionError("waits without end")
 
     return trying
+
+
+def each(store: S, names: Sequence[str], get: Callable[[str], R]) -> Iterator[R]:
+    """What `get` makes of each name, in order; on an object store, where each takes several round trips, of
+    many at once.
+    """
+    if store.local or len(names) < 2:
+        yield from map(get, names)
+        return
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for start in range(0, len(names), AT_ONCE):  # no more in memory than these
+            yield from pool.map(get, names[start : start + AT_ONCE])
 
 
 def _sleep(store: Patient, seconds: float) -> None:

@@ -20,7 +20,6 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -219,8 +218,8 @@ class Store:
         """All rows of a table. Parts that are truncated or not ours are listed in `damaged`, not fatal."""
         wanted = parquet.fields(table, columns)
         names = self.held("/".join(filter(None, (table, folder))))
-        parts = [part for name in names if (part := self.read_part(name, wanted)) is not None]
-        return pa.concat_tables([wanted.empty_table(), *parts])
+        parts = remote.each(self, list(names), lambda name: self.read_part(name, wanted))
+        return pa.concat_tables([wanted.empty_table(), *(part for part in parts if part is not None)])
 
     def read_part(
         self, name: str, wanted: pa.Schema, chunks: Collection[int] | None = None
@@ -269,7 +268,7 @@ class Store:
 
     def set_aside(self) -> list[str]:
         """Move the parts found damaged into `aside/` and return their names. Only the driver calls this."""
-        moved, self.damaged = self.damaged, []
+        moved, self.damaged = sorted(self.damaged), []
         for name in moved:
             self._move(name, f"{ASIDE}/{name.replace('/', '__')}")
         return moved
@@ -287,7 +286,7 @@ class Store:
         """The row of each finished task: of several rows for one id, the one with the highest attempt."""
         wanted = columns if columns is None else list(dict.fromkeys((*columns, "task_id", "attempt")))
         table = self.read_table("runs", wanted)
-        return _latest(table) if table.num_rows else table
+        return parquet.latest(table) if table.num_rows else table
 
     def scores(self, rows: pa.Table, folder: str, column: str = "phi") -> dict[str, np.ndarray]:
         """φ (float32) or `correct` (bool) of runs (columns task_id, part) in one folder: task id ->
@@ -306,10 +305,10 @@ class Store:
         part_of = dict(zip(rows["task_id"].to_pylist(), rows["part"].to_pylist(), strict=True))
         wanted = parquet.fields("scores", ("task_id", "view", "chunk", "part", column))
         found: dict[str, parquet.Chunks] = {}
-        for name, parts in self.held(f"scores/{folder}").items():
-            if parts.isdisjoint(part_of.values()):
-                continue
-            table = self.read_part(name, wanted, chunks)
+        held = self.held(f"scores/{folder}").items()
+        names = [name for name, parts in held if not parts.isdisjoint(part_of.values())]
+        tables = remote.each(self, names, lambda name: self.read_part(name, wanted, chunks))
+        for name, table in zip(names, tables, strict=True):
             if table is not None:
                 parquet.collect(table, column, Path(name).stem, part_of, found)
         return {task: parquet.joined(chunks) for task, chunks in found.items()}
@@ -320,8 +319,9 @@ class Store:
         Reads the ends of the files only.
         """
         found = set()
-        for name, parts in self.held("scores").items():
-            if self.facts(name) is not None:
+        held = self.held("scores")
+        for (name, parts), facts in zip(held.items(), remote.each(self, list(held), self.facts), strict=True):
+            if facts is not None:
                 folder = name.removeprefix("scores/").rpartition("/")[0]
                 found |= {(folder, part) for part in parts}
         return found
@@ -392,10 +392,3 @@ def score_facts(
 
 def _model(task_id: str) -> str:
     return f"models/{task_id}.safetensors"
-
-
-def _latest(table: pa.Table) -> pa.Table:
-    order = pc.sort_indices(table, sort_keys=[("task_id", "ascending"), ("attempt", "descending")])
-    ids = table["task_id"].take(order).combine_chunks().to_numpy(zero_copy_only=False)
-    first = np.concatenate([[True], ids[1:] != ids[:-1]])
-    return table.take(pc.filter(order, pa.array(first)))
