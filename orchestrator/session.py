@@ -75,7 +75,9 @@ class Session:
         aside = store.set_aside()
         self._attempts = {row["task_id"]: row["attempt"] for row in ledger}
         self._models = {row["task_id"]: _model_sha256(row) for row in ledger if _model_sha256(row)}
-        self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
+        self._there = store.models()
+        has_model = self._there.__contains__
+        self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total)
         self.note(aside)
         self._lists = SampleLists(plan, store)
@@ -128,7 +130,7 @@ class Session:
         if found is not None and found == self._models.get(base, found):
             return content
         self.progress.notes.append(f"the weights of {base} are damaged, or another model's: made again")
-        self.store.delete_model(base)
+        self._delete_model(base)
         self.schedule.make_again(task)
         self.progress.total = self.schedule.total
         return None
@@ -137,6 +139,7 @@ class Session:
         """Record the Outcome of a task (workers/run_task.py), and what cannot run because of it."""
         if outcome.weights is not None:
             self.store.write_model(task.id, outcome.weights)
+            self._there.add(task.id)
         self._record(task, outcome.status, outcome.reason, outcome, retries)
         self._count(outcome.status)
         for child, reason in self.schedule.finish(task, outcome.status, runner):
@@ -207,9 +210,13 @@ class Session:
             self.store.write_part("runs", [row | {"part": part} for row in self._rows], part)
             self._rows, self._scores, self._new_designs = [], {}, []
         for base in self._to_delete:
-            self.store.delete_model(base)
+            self._delete_model(base)
         self._to_delete.clear()
         self.lock.beat()
+
+    def _delete_model(self, base: str) -> None:
+        self.store.delete_model(base)
+        self._there.discard(base)
 
     def _score_facts(self, scores: list[dict[str, Any]]) -> dict[str, Any]:
         """What the metadata say of rows of scores of one folder that wait to be written."""

@@ -13,7 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -155,7 +155,7 @@ class Store:
     @patient
     def delete(self, relative: str) -> None:
         self.guard()
-        if self.exists(relative):
+        with suppress(FileNotFoundError):
             self.fs.delete_file(self.path(relative))
 
     @patient
@@ -336,6 +336,10 @@ class Store:
 
     def has_model(self, task_id: str) -> bool:
         return self.exists(_model(task_id))
+
+    def models(self) -> set[str]:
+        """The tasks whose weights are there."""
+        return {Path(name).stem for name in self.files("models", ".safetensors")}
 
     def delete_model(self, task_id: str) -> None:
         self.delete(_model(task_id))

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator import compact, overview, plans, report
+from orchestrator import claims, compact, overview, plans, report
 from orchestrator.errors import UserError
 from orchestrator.lock import Lock
 from orchestrator.runner import Options, run_grid
+from orchestrator.session import Session
 from orchestrator.store import Store, score_folder, score_rows
 from tests.conftest import ROOT, Lethe, all_rows, results_table
 from tests.faults.test_storage import plan_of
@@ -154,6 +155,28 @@ def test_a_run_on_s3_gives_the_local_table_status_and_report(
     assert overview.of_store(Store.open(bucket_uri))["done"] == 3
     again = run_grid(grid, Options(bucket_uri, str(tmp_path / "data"), address=None))
     assert (again.done, again.ran) == (3, 0)
+
+
+def test_a_driver_that_was_replaced_stops_and_takes_nothing_back(
+    bucket_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = Session.flush
+
+    def replaced(session: Session) -> None:
+        """After its first part another driver took over, which deletes the claim."""
+        flush(session)
+        if session.store.files("runs"):
+            for name in session.store.files("LOCK", ".json"):
+                session.store.fs.delete_file(session.store.path(name))
+
+    monkeypatch.setattr(claims, "LATE_S", -1.0)  # the claim is looked at before every write
+    monkeypatch.setattr(Session, "flush", replaced)
+    grid = plan_of(seeds=1, audit=None, run={"flush_s": 0.1}).grid
+    with pytest.raises(UserError, match="has taken these results over"):
+        run_grid(grid, Options(bucket_uri, str(tmp_path / "data"), address=None))
+    store = Store.open(bucket_uri)  # begun by this run, and yet not discarded
+    assert len(store.files("runs")) == store.runs(["status"]).num_rows == 1
+    assert store.files("audits") == [] and len(store.files("plans", ".json")) == 1
 
 
 def rows_of_report(uri: Path | str) -> list[dict[str, object]]:
