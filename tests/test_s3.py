@@ -200,19 +200,18 @@ def start(grid: Path, uri: str) -> subprocess.Popen[str]:
 def test_a_run_that_was_killed_is_resumed_at_once(
     lethe: Lethe, write_grid: WriteGrid, bucket_uri: str, tmp_path: Path
 ) -> None:
-    grid = write_grid(run={"flush_s": 0.3}, methods=["finetune", "gradient_ascent"], audit=None)
-    assert lethe("run", grid, "--results", tmp_path / "local", "--inline").returncode == 0
-    first = start(grid, bucket_uri)
+    changes = {"run": {"flush_s": 0.3}, "methods": ["finetune", "gradient_ascent"], "audit": None}
+    path, grid = write_grid(**changes), plan_of(**changes).grid
+    first = start(path, bucket_uri)
     while not runs_of(bucket_uri) and first.poll() is None:
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert first.returncode == -signal.SIGKILL
-
-    done = lethe("run", grid, "--results", bucket_uri, "--inline")
-    assert done.returncode == 0, done.stderr
-    table = results_table(tmp_path / "local")
-    assert results_table(bucket_uri) == table and len(table) == 8
+    before = len(all_rows(bucket_uri))
+    assert run_grid(grid, Options(bucket_uri, str(tmp_path), address=None)).ran == 8 - before < 8
+    assert run_grid(grid, Options(str(tmp_path / "local"), str(tmp_path), address=None)).ran == 8
+    assert results_table(bucket_uri) == results_table(tmp_path / "local")
     assert Counter(row["task_id"] for row in all_rows(bucket_uri)).most_common(1)[0][1] == 1
     for command in (
         ("store", "compact"),
@@ -223,8 +222,7 @@ def test_a_run_that_was_killed_is_resumed_at_once(
         done = lethe(*command, "--results", bucket_uri)
         assert done.returncode == 0, done.stderr
     assert rows_of_report(bucket_uri) == rows_of_report(tmp_path / "local")
-    assert lethe("run", grid, "--results", bucket_uri, "--inline").returncode == 0
-    assert results_table(bucket_uri) == table
+    assert run_grid(grid, Options(bucket_uri, str(tmp_path), address=None)).ran == 0
 
 
 def runs_of(uri: str) -> list[str]:

@@ -45,7 +45,9 @@ class Begun:
 
 @pytest.fixture(scope="session")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Begun:
-    plan = make_plan(Grid.model_validate(grid_data(audit=None, training={"all": {"epochs": 1}})))
+    plan = make_plan(
+        Grid.model_validate(grid_data(audit=None, training={"all": {"epochs": 1}}, run={"flush_s": 0.1}))
+    )
     folder = tmp_path_factory.mktemp("begun")
     made = Begun(plan, folder / "results", [])
     assert made.run(made.folder, limit=5).ran == 5

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +16,13 @@ import pytest
 
 from orchestrator import remote
 from orchestrator.store import Store, score_folder, score_rows
-from tests.conftest import ROOT, Lethe, all_rows, results_table
+from tests.conftest import ROOT, all_rows
+from tests.faults.conftest import Begun
 from tests.s3 import Server, bucket_uri, s3, s3_server, s3_store
 
 __all__ = ["bucket_uri", "s3", "s3_server", "s3_store"]
 
+WriteGrid = Callable[..., Path]
 FOLDER = score_folder("digits", "cnn_small", "base", "")
 
 
@@ -175,48 +176,36 @@ def fail_after(server: Server, parts: int, seconds: float) -> None:
 
 @pytest.mark.long
 def test_a_run_outlives_an_outage_and_ends_with_the_same_table(
-    lethe: Lethe, write_grid: Callable[..., Path], s3: Server, bucket_uri: str, tmp_path: Path
+    begun: Begun, s3: Server, bucket_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    grid = write_grid(run={"flush_s": 0.2}, audit=None)
-    assert lethe("run", grid, "--results", tmp_path / "local", "--inline").returncode == 0
     fail_after(s3, parts=2, seconds=20)
-    done = run(grid, bucket_uri, remote.PATIENCE_S)
-    assert done.returncode == 0, done.stderr
-    assert s3.faults.failed > 3 and "does not answer, tried again for" in done.stderr
-    assert results_table(bucket_uri) == results_table(tmp_path / "local")
-    assert Counter(row["task_id"] for row in all_rows(bucket_uri)).most_common(1)[0][1] == 1
+    ended = begun.run(bucket_uri)
+    assert (ended.ran, ended.failures) == (6, [])
+    assert s3.faults.failed > 3 and "does not answer, tried again for" in caplog.text
+    begun.assert_whole(bucket_uri)
     assert Store.open(bucket_uri).files("aside") == []
 
 
 @pytest.mark.long
 def test_a_run_without_its_store_ends_with_one_line_and_resumes(
-    lethe: Lethe, write_grid: Callable[..., Path], s3: Server, bucket_uri: str, tmp_path: Path
+    begun: Begun, write_grid: WriteGrid, s3: Server, bucket_uri: str
 ) -> None:
-    grid = write_grid(run={"flush_s": 0.2}, audit=None)
-    assert lethe("run", grid, "--results", tmp_path / "local", "--inline").returncode == 0
+    grid = write_grid(audit=None, training={"all": {"epochs": 1}}, run={"flush_s": 0.1})
     fail_after(s3, parts=2, seconds=float("inf"))
     ended = run(grid, bucket_uri, 3.0)
     assert ended.returncode == 2, ended.stderr
     lines = [line for line in ended.stderr.strip().splitlines() if "tried again for" not in line]
     assert "Traceback" not in ended.stderr and "Results recorded before are safe" in lines[-1]
     s3.faults.mend()
-    before = {row["task_id"] for row in all_rows(bucket_uri)}
-    assert 0 < len(before) < 6
-    done = run(grid, bucket_uri, 3.0)
-    assert done.returncode == 0, done.stderr
-    assert results_table(bucket_uri) == results_table(tmp_path / "local")
-    assert Counter(row["task_id"] for row in all_rows(bucket_uri)).most_common(1)[0][1] == 1
-    assert {row["attempt"] for row in all_rows(bucket_uri)} == {1}
+    before = all_rows(bucket_uri)
+    assert 0 < len(before) < 6 and {row["status"] for row in before} == {"done"}
+    assert begun.run(bucket_uri).ran == 6 - len(before)
+    begun.assert_whole(bucket_uri)
 
 
 @pytest.mark.long
-def test_a_run_on_a_slow_store_gives_the_same_table(
-    lethe: Lethe, write_grid: Callable[..., Path], s3: Server, bucket_uri: str, tmp_path: Path
-) -> None:
-    grid = write_grid(run={"flush_s": 0.2}, audit=None)
-    assert lethe("run", grid, "--results", tmp_path / "local", "--inline").returncode == 0
+def test_a_run_on_a_slow_store_gives_the_same_table(begun: Begun, s3: Server, bucket_uri: str) -> None:
     s3.faults.delay_s = 0.3
-    done = run(grid, bucket_uri, remote.PATIENCE_S)
-    assert done.returncode == 0, done.stderr
+    assert begun.run(bucket_uri).ran == 6
     s3.faults.mend()
-    assert results_table(bucket_uri) == results_table(tmp_path / "local")
+    begun.assert_whole(bucket_uri)
