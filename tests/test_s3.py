@@ -89,6 +89,23 @@ def test_parts_are_merged_verified_and_damage_is_found(s3_store: Store) -> None:
     assert s3_store.files("scores") == [] and len(s3_store.files("aside")) == 1
 
 
+def test_many_parts_are_read_at_once_and_each_is_counted_once(s3: Server, s3_store: Store) -> None:
+    for number in range(40):
+        put(s3_store, f"task{number}", number, f"{number:014d}-x")
+    damaged = [f"runs/{number:014d}-x.parquet" for number in (3, 30)]
+    for name in damaged:
+        s3_store.write(name, s3_store.read(name)[:-10])
+    s3.faults.delay_s = 0.1
+    started = time.monotonic()
+    assert s3_store.runs(["status"]).num_rows == 38
+    assert s3_store.set_aside() == damaged
+    assert time.monotonic() - started < 0.7 * 0.1 * 3 * 40  # three requests each, one after the other
+    s3.faults.mend()
+    assert values(s3_store) == {
+        f"task{number}": float(number) for number in range(40) if number not in (3, 30)
+    }
+
+
 def test_a_store_that_was_begun_in_vain_leaves_no_trace(bucket_uri: str) -> None:
     store = Store.create(bucket_uri)
     with Lock(store):
