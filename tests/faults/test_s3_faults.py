@@ -63,14 +63,14 @@ def fail_times(server: Server, times: int, status: int = 503, ending: str = "") 
     server.faults.fail(status, lambda _, path: path.endswith(ending) and next(left, None) is not None)
 
 
-@pytest.mark.parametrize("call", some("ledger", "write"))
+@pytest.mark.parametrize("call", some("ledger"))
 def test_an_outage_of_seconds_is_waited_for(s3: Server, two_parts: Store, call: str) -> None:
     fail_times(s3, 4)
     assert CALLS[call](two_parts) == 2
     assert s3.faults.failed == 4 and two_parts.damaged == []
 
 
-@pytest.mark.parametrize("call", some("ledger", "aside"))
+@pytest.mark.parametrize("call", some("ledger"))
 def test_an_outage_without_end_is_an_error_and_no_damage(s3: Server, two_parts: Store, call: str) -> None:
     s3.faults.fail(503)
     two_parts.patience_s = 1.0
