@@ -156,8 +156,19 @@ def _is_void(claim: _Seen, now: datetime | None) -> bool:
     """Whether nobody renews a claim any more. now: when the claim of the one who asks was written."""
     if now and claim.written_at and (now - claim.written_at).total_seconds() > STALE_S:
         return True
-    here, pid = machine(), claim.owner.get("pid")
-    return bool(here) and claim.owner.get("machine") == here and not os.path.exists(f"/proc/{pid}")
+    here = machine()
+    return bool(here) and claim.owner.get("machine") == here and _is_gone(claim.owner.get("pid"))
+
+
+def _is_gone(pid: object) -> bool:
+    """Whether no process has this id, of whatever user."""
+    try:
+        os.kill(int(str(pid)), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return False
 
 
 def machine() -> str:
