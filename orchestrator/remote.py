@@ -55,9 +55,11 @@ def from_uri(uri: str) -> tuple[fs.FileSystem, str]:
         if isinstance(found, fs.S3FileSystem):
             # As the URI says, but a small object in one request, and with time for a slow answer.
             (options,) = found.__reduce__()[1]
-            found = fs.S3FileSystem(
-                **(options | {"allow_delayed_open": True, "request_timeout": ANSWER_S}),
-            )
+            wanted = {"allow_delayed_open": True, "request_timeout": ANSWER_S}
+            known = {
+                name: value for name, value in wanted.items() if name in options
+            }  # pyarrow 18 has not all
+            found = fs.S3FileSystem(**(options | known))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"--results {uri}: not a folder that can be used ({error}).") from None
     if not root:
