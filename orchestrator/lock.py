@@ -103,8 +103,9 @@ class Lock:
             os.close(file)
             self._lock_file()
             return
-        if not same:
-            self._lost = self._stop(self._read())
+        owner = {} if same else self._read()  # some file systems number their files anew
+        if not same and {name: owner.get(name) for name in self._owner} != self._owner:
+            self._lost = self._stop(owner)
 
     def _read(self) -> Owner:
         try:
