@@ -36,6 +36,7 @@ def run(session: Session, data: str, time_limit_s: float, device: str = "auto") 
         if not held and weights is None:
             continue
         payload = session.payload(task)
+        session.events.given(task, RUNNER)
         try:
             with _limit(time_limit_s):
                 outcome = worker.run(payload, weights)
