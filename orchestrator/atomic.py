@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs
 
 
@@ -31,17 +34,21 @@ def local(target: str) -> Iterator[Any]:
 
 
 @contextmanager
-def remote(system: fs.FileSystem, target: str) -> Iterator[Any]:
-    """The same on an object store, which shows whole objects only. What was begun when an error came is
-    deleted: closing the stream makes an object of it.
+def collected(put: Callable[[pa.Buffer], None]) -> Iterator[Any]:
+    """A binary file to write into, whose content `put` is given once the block is left without error."""
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.flush()
+        size = file.seek(0, os.SEEK_END)
+        put(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""))
+
+
+def upload(system: fs.FileSystem, target: str, data: bytes | pa.Buffer) -> None:
+    """Write an object, of which others see all or nothing. In one call: interrupted between two, closing the
+    stream would make an object of the first.
     """
-    try:
-        with system.open_output_stream(target) as stream:
-            yield stream
-    except BaseException:
-        if system.get_file_info(target).type == fs.FileType.File:
-            system.delete_file(target)
-        raise
+    with system.open_output_stream(target) as stream:
+        stream.write(data)
 
 
 def _sync(folder: str) -> None:

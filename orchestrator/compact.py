@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from orchestrator import __version__, parquet, schema
 from orchestrator.errors import UserError
+from orchestrator.remote import patient
 from orchestrator.store import Store, new_part, score_facts
 
 MANIFEST = "manifest.json"
@@ -107,6 +108,7 @@ def _by_folder(store: Store, table: str) -> dict[str, list[str]]:
     return found
 
 
+@patient
 def _size(store: Store) -> tuple[int, int]:
     names = [name for table in TABLES for name in store.files(table)]
     infos = store.fs.get_file_info([store.path(name) for name in names])
@@ -296,6 +298,7 @@ class Manifest:
         store.write(MANIFEST, json.dumps(facts, indent=1).encode())
 
 
+@patient
 def measured(store: Store, name: str) -> dict[str, Any]:
     """SHA-256 and bytes of a file."""
     content, size = hashlib.sha256(), 0

@@ -232,34 +232,39 @@ class _Driver:
         able = [runner for runner in self.runners if runner.starting is None and runner.share == self.share]
         for depth in range(WINDOW):
             for runner in able:
-                if len(runner.queue) == depth and self._more(depth):
-                    if (task := self.schedule.take(runner.name)) is None:
-                        break
-                    self._give(runner, task)
-        busy = sum(bool(runner.queue) for runner in self.runners)
-        self.session.progress.running = busy
+                if len(runner.queue) == depth and self._more(depth) and not self._feed(runner):
+                    break
+        self.session.progress.running = busy = sum(bool(runner.queue) for runner in self.runners)
         return busy > 0 or (len(self.schedule) > 0 and not able)
 
     def _more(self, depth: int) -> bool:
         """Whether a task may wait in an actor's queue: not one that an actor about to start could run."""
         return not depth or len(self.schedule) > sum(runner.starting is not None for runner in self.runners)
 
-    def _give(self, runner: Runner, task: Task) -> None:
+    def _feed(self, runner: Runner) -> bool:
+        """Give an actor its next task; False if there is none. One whose base is lost waits for that."""
+        while (task := self.schedule.take(runner.name)) is not None:
+            if (weights := self._weights(task)) is not None or task.base is None:
+                self._give(runner, task, weights)
+                return True
+        return False
+
+    def _give(self, runner: Runner, task: Task, weights: Any) -> None:
         dataset = task.spec["dataset"]["name"]
         if dataset not in runner.datasets:
             runner.datasets.add(dataset)
             runner.actor.receive.remote(dataset, self.arrays[dataset])
-        weights = None if task.base is None else self._weights(task.base)
         if not runner.queue:
             runner.since = time.monotonic()
         self.session.events.given(task, runner.name)
         outcome, trained = runner.actor.run_apart.remote(self.session.payload(task), weights)
         runner.queue.append(InFlight(task, outcome, trained))
 
-    def _weights(self, base: str) -> Any:
-        if base not in self.weights:
-            self.weights[base] = ray.put(self.session.store.read_model(base))
-        return self.weights[base]
+    def _weights(self, task: Task) -> Any:
+        """A reference of the weights that a task starts from; None if it needs none or they are lost."""
+        if task.base and task.base not in self.weights and (content := self.session.weights(task)):
+            self.weights[task.base] = ray.put(content)
+        return self.weights.get(task.base or "")
 
     # ---- taking -------------------------------------------------------------------------------------------
 

@@ -32,7 +32,9 @@ def run(session: Session, data: str, time_limit_s: float, device: str = "auto") 
     session.progress.running = 1
     while (task := session.schedule.take(RUNNER)) is not None:
         held = task.base is None or task.base in worker.holds()
-        weights = None if held else session.store.read_model(str(task.base))
+        weights = None if held else session.weights(task)
+        if not held and weights is None:
+            continue
         payload = session.payload(task)
         session.events.given(task, RUNNER)
         try:

@@ -31,7 +31,7 @@ def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
     timed = [row for row in runs if row["status"] == "done"]
     statuses = {row["task_id"]: row["status"] for row in runs}
     done = {row["task_id"] for row in timed} & plan.by_id.keys()
-    has_model = store.has_model if store else lambda _: False
+    has_model = (store.models() if store else set()).__contains__
     left = Schedule(plan.tasks, statuses, retry=FAILURES, has_model=has_model).pending()
     on_gpu = [row for row in timed if not str(row["device"]).startswith("cpu")]
     device_hours, guessed = hours(left, timed)

@@ -107,6 +107,14 @@ def filled(table: pa.Table, wanted: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=wanted) if columns else wanted.empty_table()
 
 
+def latest(runs: pa.Table) -> pa.Table:
+    """Of several rows for one task the one with the highest attempt; of a table with rows."""
+    order = pc.sort_indices(runs, sort_keys=[("task_id", "ascending"), ("attempt", "descending")])
+    ids = runs["task_id"].take(order).combine_chunks().to_numpy(zero_copy_only=False)
+    first = np.concatenate([[True], ids[1:] != ids[:-1]])
+    return runs.take(pc.filter(order, pa.array(first)))
+
+
 def collect(
     table: pa.Table, column: str, part: str, part_of: dict[str, str], found: dict[str, Chunks]
 ) -> None:

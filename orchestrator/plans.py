@@ -17,14 +17,17 @@ from orchestrator.store import Store
 def remember(store: Store, plan: Plan) -> None:
     """Write a plan's grid and cells into the results; the plan run last is the one that counts most."""
     cells = [_to_json(cell) for cell in plan.cells]
+    last = max((float(known["created_at"]) for known in stored(store)), default=0.0)
     facts = {
         "grid": plan.grid.model_dump(mode="json"),
         "cells": cells,
         "commit": commit(),
-        "created_at": time.time(),
+        "created_at": max(time.time(), last + 0.001),  # also where the clock was set back since
         "command": sys.argv,
     }
-    store.write(f"plans/{digest(cells)}.json", json.dumps(facts).encode())
+    name = f"plans/{digest(cells)}.json"
+    store.write(name, json.dumps(facts).encode())
+    store.damaged = [other for other in store.damaged if other != name]
 
 
 def stored(store: Store) -> list[dict[str, Any]]:

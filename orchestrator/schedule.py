@@ -125,6 +125,17 @@ class Schedule:
         else:
             self._ready.setdefault(task.base, deque()).appendleft(task)
 
+    def make_again(self, task: Task) -> None:
+        """A task was taken whose base's weights turned out to be lost: the base runs again, it waits."""
+        base = self._by_id[str(task.base)]
+        if base.id not in self._open:
+            self._made.discard(base.id)
+            before = len(self)
+            self._sort_in(self._with_bases([base]), {base.id}, self._statuses, self._has_model)
+            self.total, self.left = self.total + len(self) - before, self.left + len(self) - before
+        self._owner.pop(base.id, None)
+        self._waiting.setdefault(base.id, []).extend([task, *self._ready.pop(base.id, ())])
+
     def finish(self, task: Task, status: str, runner: str) -> list[tuple[Task, str]]:
         """Note how a task ended; returns the tasks that cannot run because of it, with the reason."""
         skipped = self._finish(task, status, runner)

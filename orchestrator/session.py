@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import __version__, datasets, schema
+from orchestrator import __version__, datasets, models, schema
 from orchestrator.architectures import requires
 from orchestrator.errors import UserError
 from orchestrator.events import Events
@@ -30,16 +30,8 @@ from orchestrator.store import Store, new_part, score_facts, score_folder, score
 
 FLUSH_ROWS = 256
 LEDGER = (
-    "task_id",
-    "status",
-    "attempt",
-    "design",
-    "part",
-    "dataset",
-    "architecture",
-    "kind",
-    "method",
-    "log",
+    *("task_id", "status", "attempt", "design", "part", "dataset", "architecture", "kind", "method", "log"),
+    *("weights_sha256", "left_sha256"),
 )
 
 
@@ -84,9 +76,12 @@ class Session:
         statuses = self._usable(ledger)
         aside = store.set_aside()
         self._attempts = {row["task_id"]: row["attempt"] for row in ledger}
+        self._models = {row["task_id"]: _model_sha256(row) for row in ledger if _model_sha256(row)}
         self._logs = {row["task_id"]: row["log"] for row in ledger if row["status"] != "done" and row["log"]}
         self.events = Events(store)
-        self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
+        self._there = store.models()
+        has_model = self._there.__contains__
+        self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total)
         self.note(aside)
         self._lists = SampleLists(plan, store)
@@ -129,10 +124,26 @@ class Session:
         """What a worker gets of a task: its id, its specification and the lists of samples this names."""
         return self._lists.payload(task, self.flush)
 
+    def weights(self, task: Task) -> bytes | None:
+        """The weights that a task starts from. None if the file is damaged, or of another model: what makes
+        them is then scheduled again, and the task after it.
+        """
+        base = str(task.base)
+        content = self.store.read_model(base) if self.store.has_model(base) else b""
+        found = models.weights_sha256(content)
+        if found is not None and found == self._models.get(base, found):
+            return content
+        self.progress.notes.append(f"the weights of {base} are damaged, or another model's: made again")
+        self._delete_model(base)
+        self.schedule.make_again(task)
+        self.progress.total = self.schedule.total
+        return None
+
     def finished(self, task: Task, outcome: Any, runner: str, retries: int = 0) -> None:
         """Record the Outcome of a task (workers/run_task.py), and what cannot run because of it."""
         if outcome.weights is not None:
             self.store.write_model(task.id, outcome.weights)
+            self._there.add(task.id)
         self._record(task, outcome.status, outcome.reason, outcome, retries)
         self._count(outcome.status)
         for child, reason in self.schedule.finish(task, outcome.status, runner):
@@ -168,6 +179,8 @@ class Session:
             "commit": commit(),
             "versions": canonical(versions),
         }
+        if model := _model_sha256(row):
+            self._models[task.id] = model
         row["log"] = self._log(task, attempt, status, outcome.log or reason if outcome else reason)
         if outcome is not None and outcome.scores is not None:
             folder = score_folder(row["dataset"], row["architecture"], row["kind"], row["method"])
@@ -219,10 +232,14 @@ class Session:
             self.store.write_part("runs", [row | {"part": part} for row in self._rows], part)
             self._rows, self._scores, self._new_designs = [], {}, []
         for base in self._to_delete:
-            self.store.delete_model(base)
+            self._delete_model(base)
         self._to_delete.clear()
         self.events.flush(self.progress)
         self.lock.beat()
+
+    def _delete_model(self, base: str) -> None:
+        self.store.delete_model(base)
+        self._there.discard(base)
 
     def _score_facts(self, scores: list[dict[str, Any]]) -> dict[str, Any]:
         """What the metadata say of rows of scores of one folder that wait to be written."""
@@ -289,6 +306,11 @@ class Session:
         """The hashes of a dataset's samples in the table samples; empty if it is not there yet."""
         found = self.store.read_table("samples", ["sha256"], f"dataset={dataset}")
         return list(found["sha256"].to_pylist())
+
+
+def _model_sha256(row: dict[str, Any]) -> str:
+    """The hash of the weights that a task left for others, '' if none is known."""
+    return str(row.get("weights_sha256" if row["kind"] == "base" else "left_sha256") or "")
 
 
 @dataclass

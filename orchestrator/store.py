@@ -3,7 +3,7 @@
 A write of finished tasks is one *part*: scores first, then rows in `runs`, both in files of the part's name.
 A task is done when its row is durable; scores whose part has no rows belong to a write that was cut off and
 are ignored. Compaction (compact.py) merges parts into one file that names them, and files so named are left
-out from then on. Works on a local folder and, through pyarrow.fs, on s3:// and gs://.
+out from then on. Works on a local folder and, through pyarrow.fs, on s3:// and gs:// (remote.py).
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from orchestrator import atomic, datasets, parquet, schema
+from orchestrator import atomic, datasets, parquet, remote, schema
 from orchestrator.errors import UserError
+from orchestrator.remote import patient
 from workers.views import mirrors, views_of
 
 MARKER = "lethe.json"
@@ -43,11 +43,13 @@ class Store:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         if "://" in uri:
-            self.fs, self.root = _from_uri(uri)
+            self.fs, self.root = remote.from_uri(uri)
         else:
             self.fs, self.root = fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
         self.local = isinstance(self.fs, fs.LocalFileSystem)
         self.damaged: list[str] = []  # parts that could not be read, relative to the root
+        self.patience_s = 0.0  # a store that has never answered is not waited for
+        self.guard: Callable[[], None] = lambda: None  # called before each write, raises where it must not be
 
     # ---- opening ------------------------------------------------------------------------------------------
 
@@ -86,6 +88,7 @@ class Store:
         """The store at `uri`, None if nothing is there, UserError if the folder is somebody else's."""
         return cls.open(uri) if cls(uri)._kind() != "absent" else None
 
+    @patient
     def _kind(self) -> str:
         """'ours', 'absent' (no folder, or an empty one) or 'foreign'."""
         if self.exists(MARKER):
@@ -103,6 +106,7 @@ class Store:
         return str(json.loads(self.read(MARKER)).get("created_at", ""))
 
     def _check_version(self) -> None:
+        self.patience_s = remote.PATIENCE_S
         try:
             found = json.loads(self.read(MARKER))["lethe_schema_version"]
         except (ValueError, KeyError, TypeError):
@@ -118,9 +122,11 @@ class Store:
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
 
+    @patient
     def exists(self, *parts: str) -> bool:
         return bool(self.fs.get_file_info(self.path(*parts)).type == fs.FileType.File)
 
+    @patient
     def read(self, *parts: str) -> bytes:
         with self.fs.open_input_stream(self.path(*parts)) as stream:
             return bytes(stream.read())
@@ -130,15 +136,29 @@ class Store:
         with self.writing(relative) as file:
             file.write(data)
 
-    def writing(self, relative: str) -> AbstractContextManager[Any]:
+    @contextmanager
+    def writing(self, relative: str) -> Iterator[Any]:
         """A binary file to write into; it gets its name, whole and durable, when the block ends well."""
-        target = self.path(relative)
-        return atomic.local(target) if self.local else atomic.remote(self.fs, target)
+        self.guard()
+        if self.local:
+            with atomic.local(self.path(relative)) as file:
+                yield file
+        else:
+            with atomic.collected(lambda data: self._upload(relative, data)) as file:
+                yield file
 
+    @patient
+    def _upload(self, relative: str, data: bytes | pa.Buffer) -> None:
+        self.guard()
+        atomic.upload(self.fs, self.path(relative), data)
+
+    @patient
     def delete(self, relative: str) -> None:
-        if self.exists(relative):
+        self.guard()
+        with suppress(FileNotFoundError):
             self.fs.delete_file(self.path(relative))
 
+    @patient
     def files(self, folder: str, ending: str = ".parquet") -> list[str]:
         """Files with this ending below a folder, relative to the root, sorted by path."""
         selector = fs.FileSelector(self.path(folder), recursive=True, allow_not_found=True)
@@ -198,8 +218,8 @@ class Store:
         """All rows of a table. Parts that are truncated or not ours are listed in `damaged`, not fatal."""
         wanted = parquet.fields(table, columns)
         names = self.held("/".join(filter(None, (table, folder))))
-        parts = [part for name in names if (part := self.read_part(name, wanted)) is not None]
-        return pa.concat_tables([wanted.empty_table(), *parts])
+        parts = remote.each(self, list(names), lambda name: self.read_part(name, wanted))
+        return pa.concat_tables([wanted.empty_table(), *(part for part in parts if part is not None)])
 
     def read_part(
         self, name: str, wanted: pa.Schema, chunks: Collection[int] | None = None
@@ -215,39 +235,50 @@ class Store:
 
     def _of_part(self, name: str, get: Callable[[pq.ParquetFile], Any]) -> Any:
         """What `get` makes of one file; None, and a note in `damaged`, if that cannot be read."""
+        table = name.partition("/")[0]
         try:
             with self.fs.open_input_file(self.path(name)) as file:
-                return get(parquet.opened(file, name.partition("/")[0]))
+                return get(parquet.opened(file, table))
         except parquet.BROKEN as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the file system failed, which says nothing about the part
-            self.note_damage(name)
-            return None
+        if not self.local:  # its errors look like those of a damaged file: the whole file's content decides
+            content = self.read(name)
+            try:
+                return get(parquet.opened(pa.BufferReader(content), table))
+            except parquet.BROKEN:
+                pass
+        self.note_damage(name)
+        return None
 
     def note_damage(self, name: str) -> None:
         if name not in self.damaged:
             self.damaged.append(name)
 
+    @patient
     def discard(self) -> None:
         """Take back a store that holds its marker, its lock and plans; one that holds more stays."""
         entries = self.fs.get_file_info(fs.FileSelector(self.root))
         if {entry.base_name for entry in entries} - {MARKER, "LOCK", "plans"}:
             return
-        for name in (MARKER, "LOCK", *self.files("plans", ".json")):
-            self.delete(name)
-        for folder in ("plans", ""):
-            path = self.path(folder).rstrip("/")
-            if self.local and os.path.isdir(path) and not os.listdir(path):
-                os.rmdir(path)
+        self.guard()
+        self.fs.delete_dir_contents(self.root)
+        if self.local:
+            os.rmdir(self.root)
 
     def set_aside(self) -> list[str]:
         """Move the parts found damaged into `aside/` and return their names. Only the driver calls this."""
-        moved, self.damaged = self.damaged, []
+        moved, self.damaged = sorted(self.damaged), []
         for name in moved:
-            target = f"{ASIDE}/{name.replace('/', '__')}"
-            self.fs.create_dir(self.path(ASIDE), recursive=True)
-            self.fs.move(self.path(name), self.path(target))
+            self._move(name, f"{ASIDE}/{name.replace('/', '__')}")
         return moved
+
+    @patient
+    def _move(self, name: str, target: str) -> None:
+        self.guard()
+        if self.local:
+            self.fs.create_dir(os.path.dirname(self.path(target)), recursive=True)
+        self.fs.move(self.path(name), self.path(target))
 
     # ---- the ledger ---------------------------------------------------------------------------------------
 
@@ -255,7 +286,7 @@ class Store:
         """The row of each finished task: of several rows for one id, the one with the highest attempt."""
         wanted = columns if columns is None else list(dict.fromkeys((*columns, "task_id", "attempt")))
         table = self.read_table("runs", wanted)
-        return _latest(table) if table.num_rows else table
+        return parquet.latest(table) if table.num_rows else table
 
     def scores(self, rows: pa.Table, folder: str, column: str = "phi") -> dict[str, np.ndarray]:
         """φ (float32) or `correct` (bool) of runs (columns task_id, part) in one folder: task id ->
@@ -274,10 +305,10 @@ class Store:
         part_of = dict(zip(rows["task_id"].to_pylist(), rows["part"].to_pylist(), strict=True))
         wanted = parquet.fields("scores", ("task_id", "view", "chunk", "part", column))
         found: dict[str, parquet.Chunks] = {}
-        for name, parts in self.held(f"scores/{folder}").items():
-            if parts.isdisjoint(part_of.values()):
-                continue
-            table = self.read_part(name, wanted, chunks)
+        held = self.held(f"scores/{folder}").items()
+        names = [name for name, parts in held if not parts.isdisjoint(part_of.values())]
+        tables = remote.each(self, names, lambda name: self.read_part(name, wanted, chunks))
+        for name, table in zip(names, tables, strict=True):
             if table is not None:
                 parquet.collect(table, column, Path(name).stem, part_of, found)
         return {task: parquet.joined(chunks) for task, chunks in found.items()}
@@ -288,8 +319,9 @@ class Store:
         Reads the ends of the files only.
         """
         found = set()
-        for name, parts in self.held("scores").items():
-            if self.facts(name) is not None:
+        held = self.held("scores")
+        for (name, parts), facts in zip(held.items(), remote.each(self, list(held), self.facts), strict=True):
+            if facts is not None:
                 folder = name.removeprefix("scores/").rpartition("/")[0]
                 found |= {(folder, part) for part in parts}
         return found
@@ -305,6 +337,10 @@ class Store:
     def has_model(self, task_id: str) -> bool:
         return self.exists(_model(task_id))
 
+    def models(self) -> set[str]:
+        """The tasks whose weights are there."""
+        return {Path(name).stem for name in self.files("models", ".safetensors")}
+
     def delete_model(self, task_id: str) -> None:
         self.delete(_model(task_id))
 
@@ -313,16 +349,6 @@ class Store:
         name = f"logs/{task_id}-{attempt}.txt"
         self.write(name, text.encode())
         return name
-
-
-def _from_uri(uri: str) -> tuple[fs.FileSystem, str]:
-    try:
-        found, root = fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"--results {uri}: not a folder that can be used ({error}).") from None
-    if not root:
-        raise UserError(f"--results {uri}: names no bucket or folder.")
-    return found, root.rstrip("/")
 
 
 def score_folder(dataset: str, architecture: str, kind: str, method: str) -> str:
@@ -370,10 +396,3 @@ def score_facts(
 
 def _model(task_id: str) -> str:
     return f"models/{task_id}.safetensors"
-
-
-def _latest(table: pa.Table) -> pa.Table:
-    order = pc.sort_indices(table, sort_keys=[("task_id", "ascending"), ("attempt", "descending")])
-    ids = table["task_id"].take(order).combine_chunks().to_numpy(zero_copy_only=False)
-    first = np.concatenate([[True], ids[1:] != ids[:-1]])
-    return table.take(pc.filter(order, pa.array(first)))

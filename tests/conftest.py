@@ -124,7 +124,7 @@ def quick_runs() -> Iterator[None]:
         yield
 
 
-def results_table(results: Path) -> list[dict[str, Any]]:
+def results_table(results: Path | str) -> list[dict[str, Any]]:
     """The ledger as rows of the columns that must not depend on how a run went, sorted by task."""
     from orchestrator.store import Store
 
@@ -132,7 +132,7 @@ def results_table(results: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["task_id"])
 
 
-def all_rows(results: Path) -> list[dict[str, Any]]:
+def all_rows(results: Path | str) -> list[dict[str, Any]]:
     """Every row ever written to the ledger, superseded ones too."""
     from orchestrator.store import Store
 

@@ -18,7 +18,6 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs
 
 from orchestrator import compact
-from orchestrator import store as stores
 from orchestrator.compact import Manifest, verify
 from orchestrator.errors import UserError
 from orchestrator.lock import Lock
@@ -362,7 +361,7 @@ def test_a_manifest_does_not_take_damage_for_the_truth(store: Store) -> None:
 
 def test_a_store_that_is_no_folder_is_compacted_too(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = fs.PyFileSystem(fs.FSSpecHandler(MemoryFileSystem(skip_instance_cache=True)))
-    monkeypatch.setattr(stores, "_from_uri", lambda uri: (memory, "/compact/results"))
+    monkeypatch.setattr("orchestrator.remote.from_uri", lambda uri: (memory, "/compact/results"))
     remote = filled(Store.create("memory://bucket/results"))
     before = content(remote)
     with Lock(remote) as lock:

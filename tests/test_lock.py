@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator import lock as locks
 from orchestrator.errors import UserError
-from orchestrator.lock import NAME, STALE_S, Lock
+from orchestrator.lock import NAME, Lock
 from orchestrator.store import Store
 
 HOLD = """
@@ -31,13 +31,6 @@ with Lock(Store.create(sys.argv[1])):
 @pytest.fixture
 def store(weird_tmp_path: Path) -> Store:
     return Store.create(str(weird_tmp_path / "results"))
-
-
-@pytest.fixture
-def remote(store: Store) -> Store:
-    """The same folder, treated like an object store, which has no kernel locks."""
-    store.local = False
-    return store
 
 
 @pytest.fixture
@@ -78,9 +71,7 @@ def test_the_lock_is_gone_when_its_owner_was_killed(store: Store, holder: subpro
     assert owner["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("kind", ["store", "remote"])
-def test_the_lock_is_released_on_exit_and_on_error(kind: str, request: pytest.FixtureRequest) -> None:
-    store: Store = request.getfixturevalue(kind)
+def test_the_lock_is_released_on_exit_and_on_error(store: Store) -> None:
     with Lock(store):
         pass
     with pytest.raises(RuntimeError), Lock(store):
@@ -103,24 +94,38 @@ def test_a_folder_with_nothing_but_a_lock_is_still_free(tmp_path: Path) -> None:
     Store.create(str(tmp_path))
 
 
-def test_on_an_object_store_the_heartbeat_decides(remote: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_age_is_never_negative(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
-    with Lock(remote) as owner:
-        with pytest.raises(UserError, match=f"process {os.getpid()}"), Lock(remote):
-            pass
-        monkeypatch.setattr(locks.time, "time", lambda: now + STALE_S - 20)
-        with pytest.raises(UserError), Lock(remote):
-            pass
-        owner.beat()
-        monkeypatch.setattr(locks.time, "time", lambda: now + 2 * STALE_S - 30)
-        with pytest.raises(UserError), Lock(remote):  # the beat has kept it alive
-            pass
-        monkeypatch.setattr(locks.time, "time", lambda: now + 3 * STALE_S)
-        with Lock(remote):  # the owner has been silent for too long
+    with Lock(store):
+        monkeypatch.setattr(locks.time, "time", lambda: now - 3600)
+        with pytest.raises(UserError, match="for 0 s"), Lock(store):
             pass
 
 
-def test_a_broken_lock_file_locks_nobody_out(remote: Store) -> None:
-    remote.write(NAME, b"{half")
-    with Lock(remote):
-        pass
+def test_a_lock_file_that_was_deleted_is_made_again(store: Store) -> None:
+    with Lock(store):
+        os.unlink(store.path(NAME))
+        store.write("logs/a.txt", b"still the owner")
+        with pytest.raises(UserError, match="nothing was run"), Lock(Store(store.uri)):
+            pass
+
+
+def test_a_driver_whose_lock_file_was_replaced_writes_nothing_more(store: Store) -> None:
+    """Somebody deleted the lock of a living driver, and started a second one."""
+    with Lock(store) as first:
+        os.unlink(store.path(NAME))
+        with Lock(Store(store.uri)):
+            for attempt in (
+                lambda: store.write("logs/a.txt", b""),
+                first.beat,
+                lambda: store.delete("lethe.json"),
+            ):
+                with pytest.raises(UserError, match="has taken these results over"):
+                    attempt()
+        with pytest.raises(
+            UserError, match="has taken these results over"
+        ):  # for good: the other has written
+            store.write("logs/a.txt", b"")
+    assert store.files("logs", ".txt") == [] and store.exists("lethe.json")
+    with Lock(store):
+        store.write("logs/a.txt", b"")

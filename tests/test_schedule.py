@@ -241,6 +241,32 @@ def test_a_base_whose_weights_are_gone_is_trained_again_if_needed_and_only_then(
     assert drain(Schedule([base, *children], statuses | {"u1": "done"}, has_model=lambda _: False)) == []
 
 
+def test_a_base_whose_weights_turn_out_to_be_lost_runs_again_once_before_its_children() -> None:
+    base, retrain, children = tiny(3)
+    schedule = Schedule([base, retrain, *children], {"b": "done", "r": "done"})
+    first, second = schedule.take("one"), schedule.take("two")
+    assert (first, second) == (children[0], children[1]) and (schedule.total, schedule.left) == (3, 3)
+    schedule.make_again(children[0])
+    schedule.make_again(children[1])  # taken at the same time
+    assert (schedule.total, schedule.left, len(schedule)) == (4, 4, 4)
+    assert schedule.take("one") == base and schedule.take("two") is None
+    assert schedule.finish(base, "done", "one") == []
+    assert sorted(drain(schedule)) == ["u0", "u1", "u2"]
+    assert (schedule.left, len(schedule)) == (0, 0) and not schedule.needs("b")
+
+
+def test_a_base_that_fails_when_it_is_made_again_takes_its_children_with_it() -> None:
+    base, retrain, children = tiny(2)
+    schedule = Schedule([base, retrain, *children], {"b": "done", "r": "done"})
+    task = schedule.take("one")
+    assert task is not None
+    schedule.make_again(task)
+    again = schedule.take("one")
+    assert again == base
+    assert {lost.id for lost, _ in schedule.finish(base, "diverged", "one")} == {"u0", "u1"}
+    assert (schedule.left, len(schedule)) == (0, 0)
+
+
 def test_a_base_is_needed_until_its_last_child_has_ended() -> None:
     base, _, children = tiny()
     schedule = Schedule([base, *children], {})
