@@ -86,8 +86,8 @@ def connect(address: str) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"--address {address}: no Ray cluster answered ({reason})."
-            " Use --address local, or start one with `ray start`. One with a token wants RAY_AUTH_MODE=token here,"
-            " and the same token in ~/.ray/auth_token."
+            " Use --address local, or start one with `ray start`."
+            " One with a token wants RAY_AUTH_MODE=token here, and the same token in ~/.ray/auth_token."
         ) from None
 
 
