@@ -2,12 +2,12 @@
 
     sudo .venv/bin/python -m tests.cluster.over_ssh       (Linux; openssh-server, rsync, iproute2, util-linux)
 
-The machines are namespaces of this one: a laptop, a head and a worker, each with processes, addresses, a home
-folder and a /tmp of its own, on a file system in memory. So `ray stop`, which ends every Ray process it can
-see, sees those of its own machine only, ports are free, and all of it, keys and processes, is gone when the
-first process ends; nothing is written to the real home folder or /tmp. What differs from the file: addresses,
-user and key; the environment is the caller's instead of a new one; the head takes no tasks, so that all is
-computed on the worker.
+The machines are namespaces of this one: a laptop, a head and a worker, each with processes and addresses of
+its own, and with a home folder and a /tmp in which it sees what is there and keeps what it writes to itself.
+So `ray stop`, which ends every Ray process it can see, sees those of its own machine only, ports are free, and
+all of it, keys and processes, is gone when the first process ends. What differs from the file: addresses, user
+and key; the environment is the caller's instead of a new one; the head takes no tasks, so that all is computed
+on the worker.
 
 The last line printed is JSON: the seconds of each step, what `lethe status` says, what reached the worker.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shlex
 import shutil
 import socket
@@ -42,6 +43,7 @@ NEEDED = {
 PATH = os.pathsep.join(
     (os.environ.get("PATH", ""), "/usr/sbin", "/sbin")
 )  # sshd and ip are not on everyone's
+HOME = pwd.getpwuid(os.geteuid()).pw_dir  # where ssh looks for what is below ~, whatever $HOME says
 DISK = Path("/mnt")  # where the file system of all machines is mounted, for them alone
 RESULTS = str(DISK / "shared" / "results")
 ADDRESSES = {"laptop": "10.77.0.1", "head": "10.77.0.2", "worker": "10.77.0.3"}
@@ -63,7 +65,7 @@ PermitRootLogin prohibit-password
 PasswordAuthentication no
 PidFile none
 Subsystem sftp internal-sftp
-SetEnv HOME={home} PYTHONPATH={home}/lethe/code
+SetEnv PYTHONPATH={home}/lethe/code
 ForceCommand cd "$HOME" && exec bash -c "$SSH_ORIGINAL_COMMAND"
 """
 
@@ -87,14 +89,19 @@ def outside() -> int:
     # bash is the first process: it takes in orphans, and `ray stop` would wait for those nobody takes in.
     again = f"'{sys.executable}' -m tests.cluster.over_ssh inside; exit $?"
     command = ["unshare", "--mount", "--pid", "--net", "--fork", "--mount-proc", "--kill-child"]
-    environment = os.environ | {"PATH": PATH}
+    environment = os.environ | {
+        "PATH": PATH,
+        "HOME": HOME,
+        "PYTHONPATH": str(ROOT),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     return subprocess.run([*command, "bash", "-c", again], cwd=ROOT, env=environment, check=False).returncode
 
 
 def inside() -> None:
     make_disk()
     with machines():
-        own_tmp("laptop")
+        own_folders("laptop")
         config, steps = write_config(), {}
         for name, command in commands(config).items():
             start = time.monotonic()
@@ -111,7 +118,7 @@ def inside() -> None:
 def make_disk() -> None:
     run("mount", "-t", "tmpfs", "tmpfs", str(DISK))
     run("mount", "-t", "tmpfs", "tmpfs", "/run")
-    for folder in ("/run/sshd", f"{DISK}/shared", f"{DISK}/keys", *map(home, ADDRESSES)):
+    for folder in ("/run/sshd", f"{DISK}/shared", f"{DISK}/keys", *(f"{DISK}/{name}" for name in ADDRESSES)):
         Path(folder).mkdir(parents=True)
     for name in ("host", "user"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{DISK}/keys/{name}")
@@ -119,15 +126,18 @@ def make_disk() -> None:
 
 
 def home(name: str) -> Path:
+    """What a machine has written to its home folder."""
     return DISK / name / "home"
 
 
-def own_tmp(name: str) -> None:
-    """Let what a machine writes to /tmp go to its own part of the disk."""
-    for folder in ("tmp", "work"):
-        (DISK / name / folder).mkdir()
-    layers = f"lowerdir=/tmp,upperdir={DISK}/{name}/tmp,workdir={DISK}/{name}/work"
-    run("mount", "-t", "overlay", "-o", layers, "overlay", "/tmp")
+def own_folders(name: str) -> None:
+    """Let what a machine writes to its home folder and to /tmp go to its own part of the disk."""
+    for part, folder in (("home", HOME), ("tmp", "/tmp")):
+        upper, work = DISK / name / part, DISK / name / f"{part}-work"
+        for made in (upper, work):
+            made.mkdir(parents=True)
+        layers = f"lowerdir={folder},upperdir={upper},workdir={work}"
+        run("mount", "-t", "overlay", "-o", layers, "overlay", folder)
 
 
 @contextmanager
@@ -158,7 +168,7 @@ def machine(name: str) -> subprocess.Popen[bytes]:
     # Ray finds its own address by the route to the world, which there need not be any world behind.
     run("ip", "-n", name, "route", "add", "default", "via", ADDRESSES["laptop"])
     server = DISK / name / "sshd_config"
-    server.write_text(SSHD.format(address=address, keys=DISK / "keys", home=home(name)))
+    server.write_text(SSHD.format(address=address, keys=DISK / "keys", home=HOME))
     server_process = f"{shutil.which('sshd')} -D -e -f {server}"  # sshd wants its whole path
     boot = f"'{sys.executable}' -m tests.cluster.over_ssh boot {name} && {server_process}; exit $?"
     isolated = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", boot]
@@ -177,7 +187,7 @@ def write_config() -> str:
     config["head_setup_commands"].append("mkdir -p ~/lethe/data && touch ~/lethe/data/marker")
     stop, start = config["head_start_ray_commands"]
     config["head_start_ray_commands"] = [stop, start.replace("--head", "--head --num-cpus=0")]
-    written = home("laptop") / "cluster.yaml"
+    written = DISK / "laptop" / "cluster.yaml"
     written.write_text(yaml.safe_dump(config))
     return str(written)
 
@@ -196,19 +206,14 @@ def commands(config: str) -> dict[str, list[str]]:
 
 def call(*command: str) -> str:
     """Run a command as somebody at the laptop would; its output, which is also shown."""
-    environment = os.environ | {
-        "HOME": str(home("laptop")),
-        "PYTHONPATH": str(ROOT),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
     say(f"$ {shlex.join(command)}")
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        timeout=240,
         check=False,
     )
     say(done.stdout + done.stderr)
@@ -253,7 +258,7 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float) -> None
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["boot", name]:
-            own_tmp(name)
+            own_folders(name)
         case ["inside"]:
             inside()
         case _:
