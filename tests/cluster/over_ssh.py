@@ -4,10 +4,10 @@
 
 The machines are namespaces of this one: a laptop, a head and a worker, each with processes and addresses of
 its own, and with a home folder and a /tmp in which it sees what is there and keeps what it writes to itself.
-So `ray stop`, which ends every Ray process it can see, sees those of its own machine only, ports are free, and
-all of it, keys and processes, is gone when the first process ends. What differs from the file: addresses, user
-and key; the environment is the caller's instead of a new one; the head takes no tasks, so that all is computed
-on the worker.
+So `ray stop`, which ends every Ray process it can see, sees those of its own machine only, ports are free,
+and all of it, keys and processes, is gone when the first process ends. What differs from the file:
+addresses, user and key; the environment is the caller's instead of a new one; the head takes no tasks, so
+that all is computed on the worker.
 
 The last line printed is JSON: the seconds of each step, what `lethe status` says, what reached the worker.
 """
