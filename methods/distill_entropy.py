@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from methods import base
 from methods.base import Batch, Data, Method, divergence, fit, frozen_copy, hp, reinitialise, sgd
+from methods.schedules import cosine
 
 EVERY = 5  # in the reference the validation set has a fifth of the retain set's size
 
@@ -68,5 +69,5 @@ class DistillEntropy(Method):
         warm_up = sgd(model, self.warm_up_learning_rate, self.momentum, self.weight_decay)
         fit(warm_up, lambda: retained(EVERY), distil, epochs=self.warm_up_epochs)
         optimizer = sgd(model, self.learning_rate, self.momentum, self.weight_decay)
-        fit(optimizer, lambda: retained(1), repair, epochs=self.epochs, schedule=base.cosine)
+        fit(optimizer, lambda: retained(1), repair, epochs=self.epochs, schedule=cosine)
         return model

@@ -1,15 +1,15 @@
 """CFW: noise on the stem, then class-weighted fine-tuning.
 
 Third place of the NeurIPS 2023 Machine Unlearning Challenge on Kaggle, benchmarked in arXiv 2410.01276. The
-first weights an image meets are disturbed, once strongly and once more, a little, before the last epoch:
+first weights an image meets are disturbed, strongly at first and a little before the last epoch:
 
     w_stem ← w_stem + σ ε,   then   min_θ  Σ_{(x,y) ∈ b} w_y CE(f_θ(x), y) / Σ_{(x,y) ∈ b} w_y,   b ⊂ D_R
 
-with ε ~ N(0, I) and balanced class weights w_c = n_R / (C n_c). The stem is the first convolution, or the
-first linear layer of a net without one: the patch embedding of a transformer.
+with ε ~ N(0, I), class weights w_c = n_R / (C n_c) and, as the stem, the first convolution or, in a net
+without one, the first linear layer: the patch embedding of a transformer.
 
 Deviation: the reference multiplies a batch's mean loss by its mean weight, which changes the rate only; fails
-if a class is absent; disturbs no transformer, since it goes by layer names; and does not augment, as we do.
+if a class is absent; disturbs no transformer, as it goes by layer names; does not augment.
 """
 
 from __future__ import annotations
@@ -57,13 +57,11 @@ class NoiseFinetune(Method):
                 add_noise(stem.weight, self.sigma_last, data.rng)
             return data.retain(self.batch_size)
 
-        fit(
-            sgd(model, self.learning_rate, self.momentum, self.weight_decay),
-            batches,
-            lambda images, labels: cross_entropy(model(images), labels, weights),
-            epochs=self.epochs,
-            schedule=cosine,
-        )
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            return cross_entropy(model(images), labels, weights)
+
+        optimizer = sgd(model, self.learning_rate, self.momentum, self.weight_decay)
+        fit(optimizer, batches, loss, epochs=self.epochs, schedule=cosine)
         return model
 
 

@@ -20,6 +20,7 @@ from orchestrator.cli_options import (
     ActorsPerGpu,
     Address,
     Data,
+    Device,
     GridFile,
     Inline,
     Json,
@@ -82,6 +83,7 @@ def run(
     max_actors: MaxActors = None,
     actors_per_gpu: ActorsPerGpu = None,
     time_limit_s: TimeLimit = None,
+    device: Device = None,
 ) -> None:
     """Run a grid, or what is left of it. Running again resumes. With `hyperparameters: tuned` it is tuned
     before, where no winners are known.
@@ -105,7 +107,7 @@ def run(
         retry=frozenset(kinds),
         limit=limit,
         keep_models=keep_models,
-        **limits(loaded, max_actors, actors_per_gpu, time_limit_s),
+        **limits(loaded, max_actors, actors_per_gpu, time_limit_s, device),
     )
     with _interruptible():
         if loaded.hyperparameters == "tuned":
@@ -131,8 +133,10 @@ def tune(
     max_actors: MaxActors = None,
     actors_per_gpu: ActorsPerGpu = None,
     time_limit_s: TimeLimit = None,
+    device: Device = None,
 ) -> None:
-    """Search hyper-parameters for every method of a grid that has no winner yet. Running again resumes.
+    """Search hyper-parameters for every method of a grid that has no winner in the results yet. Running
+    again resumes.
 
     Exit code 0: every study has a winner; 1: some have none; 2: bad input; 130: interrupted.
     """
@@ -149,7 +153,7 @@ def tune(
         address=None if inline else address,
         retry=frozenset(kinds),
         keep_models=keep_models,
-        **limits(loaded, max_actors, actors_per_gpu, time_limit_s),
+        **limits(loaded, max_actors, actors_per_gpu, time_limit_s, device),
     )
     with _interruptible():
         ended = tune_runner.tune_grid(loaded, options, optuna_storage)

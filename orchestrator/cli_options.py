@@ -9,8 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.errors import UserError
+
 if TYPE_CHECKING:
     from orchestrator.config import Grid
+
+
+def _number_or_auto(given: str | None) -> int | str | None:
+    if given is None or given == "auto":
+        return given
+    if not given.isdigit() or int(given) < 1:
+        raise UserError(f"--actors-per-gpu {given}: neither auto nor a number of at least 1.")
+    return int(given)
+
+
+def _device(given: str | None) -> str | None:
+    if given not in (None, "auto", "cpu", "gpu"):
+        raise UserError(f"--device {given}: unknown. Allowed: auto, cpu, gpu.")
+    return given
+
 
 GridFile = Annotated[str, typer.Argument(metavar="GRID", help="the grid, a YAML file")]
 Results = Annotated[
@@ -26,7 +43,20 @@ Retry = Annotated[
 ]
 KeepModels = Annotated[bool, typer.Option("--keep-models", help="keep the weights of all bases")]
 MaxActors = Annotated[int | None, typer.Option(min=1, help="at most this many Ray actors")]
-ActorsPerGpu = Annotated[int | None, typer.Option(min=1, help="actors that share one GPU")]
+ActorsPerGpu = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto", callback=_number_or_auto, help="actors that share one GPU; auto: as many as fit"
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|cpu|gpu",
+        callback=_device,
+        help="gpu: wait for nodes with GPUs; auto: GPUs if there are any now",
+    ),
+]
 TimeLimit = Annotated[float | None, typer.Option(min=0.001, help="seconds one task may run")]
 OptunaStorage = Annotated[
     str | None,
@@ -35,10 +65,15 @@ OptunaStorage = Annotated[
 
 
 def limits(
-    grid: Grid, max_actors: int | None, actors_per_gpu: int | None, time_limit_s: float | None
+    grid: Grid,
+    max_actors: int | None,
+    actors_per_gpu: int | str | None,
+    time_limit_s: float | None,
+    device: str | None,
 ) -> dict[str, Any]:
     """What the command line says, else what the grid says."""
     given = {"max_actors": max_actors, "actors_per_gpu": actors_per_gpu, "time_limit_s": time_limit_s}
+    given |= {"device": device}
     return {name: getattr(grid.run, name) if value is None else value for name, value in given.items()}
 
 

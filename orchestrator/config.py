@@ -111,7 +111,8 @@ class Run(Strict):
     """How to run; none of this changes a result or an id."""
 
     time_limit_s: float = Field(3600.0, gt=0)
-    actors_per_gpu: int = Field(1, ge=1)
+    actors_per_gpu: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    device: Literal["auto", "cpu", "gpu"] = "auto"
     max_actors: int | None = Field(None, ge=1)
     flush_s: float = Field(30.0, gt=0, le=30)  # finished tasks wait at most this long to become durable
 

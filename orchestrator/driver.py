@@ -1,27 +1,23 @@
 """Runs a session on Ray: long-lived actors, a bounded window for each, retries by kind of failure.
 
 An actor holds its datasets and hot bases, so unlearn tasks go to the actor that has their base; when another
-actor takes one over, the weights reach it through Ray's object store. A task is a pure function of its id:
-that a worker is lost, or a task moves, changes nothing but the time.
+actor takes one over, the weights reach it through Ray's object store, and so do the bytes of a dataset: once
+to a node. Actors appear on nodes that join and vanish with nodes that leave. A task is a pure function of its
+id: that a worker is lost, or a task moves, changes nothing but the time.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
-
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from orchestrator import datasets
-from orchestrator.catalogue import ROOT
+from orchestrator import cluster, datasets
+from orchestrator.cluster import Resources
 from orchestrator.errors import UserError
 from orchestrator.plan import Task
 from orchestrator.session import Session
@@ -29,24 +25,11 @@ from orchestrator.session import Session
 WINDOW = 2  # tasks an actor has at once: one runs, one waits, so that no actor idles for a round trip
 LOST_RETRIES = 3
 OOM_RETRIES = 2
+START_RETRIES = 3
 POLL_S = 0.2
-CONNECT_S = 10.0
-EXCLUDES = [
-    ".git",
-    ".venv",
-    "data",
-    "results",
-    "**/__pycache__",
-]  # what of this folder does not travel to a cluster
-
-
-@dataclass(frozen=True)
-class Resources:
-    """How many actors, and how long one task may run."""
-
-    actors_per_gpu: int
-    max_actors: int | None
-    time_limit_s: float
+SCALE_S = 2.0  # how often the actors are matched to the cluster and to the work
+PATIENCE_S = 30.0  # after so long without any worker the user is told what is waited for
+IDLE_S = 60.0  # an actor without work for so long goes, and with the last one its node may
 
 
 @dataclass
@@ -65,45 +48,10 @@ class Runner:
     name: str
     actor: Any
     starting: Any  # a reference that is there once the actor has started; None from then on
+    share: cluster.Share
     queue: deque[InFlight] = field(default_factory=deque)
-    since: float = 0.0  # when the first in the queue became so
-
-
-def connect(address: str) -> None:
-    """Start Ray here ('local') or join a cluster ('auto', or a host); UserError if there is none."""
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private instance that ends with this process
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        ray.init(address="local", include_dashboard=False, **quiet)
-        return
-    _check_reachable(address)
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # `ray job submit` has shipped the code already
-    environment = None if inside_job else {"working_dir": str(ROOT), "excludes": EXCLUDES}
-    try:
-        ray.init(address=address, runtime_env=environment, **quiet)
-    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"--address {address}: no Ray cluster answered ({reason})."
-            " Use --address local, or start one with `ray start`."
-            " One with a token wants RAY_AUTH_MODE=token here, and the same token in ~/.ray/auth_token."
-        ) from None
-
-
-def _check_reachable(address: str) -> None:
-    """UserError if nobody listens at host:port; Ray itself tries for minutes before it says so."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdigit():
-        return  # 'auto': Ray looks for a cluster on this machine
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-    except OSError as error:
-        raise UserError(f"--address {address}: nobody answers there ({error}).") from None
-
-
-def disconnect() -> None:
-    ray.shutdown()
+    since: float = 0.0  # when the first in the queue became so, or the queue became empty
+    datasets: set[str] = field(default_factory=set)  # those whose bytes it was sent
 
 
 def run(session: Session, data: str, resources: Resources) -> None:
@@ -129,62 +77,167 @@ class _Driver:
     def __init__(self, session: Session, data: str, resources: Resources) -> None:
         from workers.worker import Worker
 
-        self.session, self.schedule, self.limit_s = session, session.schedule, resources.time_limit_s
+        self.session, self.schedule, self.resources = session, session.schedule, resources
         self.data, self.made = data, 0
         self.folders = datasets.folders(session.plan.grid.datasets)
         self.actor_class = _actor_class(Worker)
-        self.cpus, self.gpus, count = _share(resources)
-        self.runners = [self._new_runner() for _ in range(min(count, max(1, self.schedule.total)))]
+        self.packs = resources.actors_per_gpu == "auto"  # whether memory shall tell how many share a GPU
+        self.share = cluster.share(resources.device, 1 if self.packs else int(resources.actors_per_gpu))
+        self.runners: list[Runner] = []
+        self.loader: Any = None
+        self.fewer = 0  # actors less than there is room for, since some ran out of memory
+        self.unstarted = 0  # actors in a row that could not start
+        self.scaled = time.monotonic()
+        self.waiting_since: float | None = self.scaled  # None: a worker has started, or the user was told
+        self.hint = 0  # actors that the autoscaler was asked for
+        self.device_mib = self.peak_mib = 0.0  # memory of a GPU, and the largest peak of a task on one
+        self.arrays: dict[str, Any] = {}  # dataset -> reference of its bytes in the object store
         self.weights: dict[str, Any] = {}  # base id -> reference of its weights in the object store
         self.lost: dict[str, int] = {}  # task id -> workers it was lost with
         self.oom: dict[str, int] = {}
 
     def run(self) -> None:
         try:
-            self.session.load_datasets(self._samples, self._try_out)
+            self._scale()
+            self._load_datasets()
             while self._fill():
                 self._collect()
                 self._stop_overdue()
+                if time.monotonic() - self.scaled > SCALE_S:
+                    self._scale()
                 self.session.flush_if_due()
                 self.session.display(self.session.progress)
         finally:
+            self._hint(0)
             for runner in self.runners:
                 ray.kill(runner.actor)
 
-    def _new_runner(self) -> Runner:
-        self.made += 1
-        options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-        actor = self.actor_class.options(**options).remote(self.data, folders=self.folders)
-        return Runner(f"actor-{self.made}", actor, actor.holds.remote())
+    # ---- the datasets -------------------------------------------------------------------------------------
+
+    def _load_datasets(self) -> None:
+        """Have one actor on this machine read the files, which need to be nowhere else. Their bytes stay in
+        the object store, from which a node gets them once.
+        """
+        one_node = self.runners and not cluster.several_nodes()
+        self.loader = self.runners[0].actor if one_node else self._new_loader()
+        try:
+            self.session.load_datasets(self._samples, self._try_out)
+        finally:
+            if not one_node:
+                ray.kill(self.loader)
+
+    def _new_loader(self) -> Any:
+        options = {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": cluster.here()}
+        return self.actor_class.options(**options).remote(self.data, "cpu", folders=self.folders)
 
     def _samples(self, dataset: str, new: bool) -> dict[str, Any]:
-        actor = self.runners[0].actor
+        self.arrays[dataset] = self.loader.arrays.remote(dataset)
         try:
-            facts = dict(ray.get(actor.samples.remote(dataset)))
-            return facts | (dict(ray.get(actor.duplicates.remote(dataset))) if new else {})
+            facts = dict(ray.get(self.loader.samples.remote(dataset)))
+            return facts | (dict(ray.get(self.loader.duplicates.remote(dataset))) if new else {})
         except RayTaskError as error:
             if isinstance(error.cause, FileNotFoundError):
                 raise UserError(str(error.cause)) from None
             raise
         except RayActorError as error:
-            raise UserError(f"a worker could not start: {str(error).strip().splitlines()[-1]}") from None
+            raise _cannot_start(error) from None
 
     def _try_out(self, architecture: str, dataset: str) -> str:
-        return str(ray.get(self.runners[0].actor.try_out.remote(architecture, dataset)))
+        return str(ray.get(self.loader.try_out.remote(architecture, dataset)))
+
+    # ---- how many actors ----------------------------------------------------------------------------------
+
+    def _scale(self) -> None:
+        """Match the actors to the cluster and to the work: nodes that have come get some, and actors that
+        have no node or nothing to do go.
+        """
+        self.scaled = time.monotonic()
+        self._repack()
+        room = self.share.room()
+        most = min(self.schedule.left, self.resources.max_actors or self.schedule.left)
+        self._hint(most if most > room else 0)
+        wanted = min(most, max(room - self.fewer, min(room, 1)))
+        for runner in [r for r in self.runners if self._superfluous(r)][: max(0, len(self.runners) - wanted)]:
+            self._end(runner)
+        self.runners += [self._new_runner() for _ in range(wanted - len(self.runners))]
+        self._tell_of_waiting()
+
+    def _superfluous(self, runner: Runner) -> bool:
+        idle = not runner.queue and time.monotonic() - runner.since > IDLE_S
+        return runner.starting is not None or idle
+
+    def _tell_of_waiting(self) -> None:
+        if self.waiting_since is None or any(runner.starting is None for runner in self.runners):
+            self.waiting_since = None
+        elif time.monotonic() - self.waiting_since > PATIENCE_S:
+            self.waiting_since = None
+            what = "GPU" if self.share.gpus else "core"
+            self.session.progress.notes.append(
+                f"No worker has started: waiting for a node with a free {what}."
+            )
+
+    def _hint(self, actors: int) -> None:
+        if actors != self.hint:
+            cluster.ask_for(actors, self.share)
+            self.hint = actors
+
+    def _repack(self) -> None:
+        """Once tasks have told what a model takes of a GPU, let as many share one as its memory holds. Actors
+        with the share of before get no further tasks and are replaced when they are through.
+        """
+        if self.packs and self.share.gpus and self.peak_mib:
+            self.packs = False
+            count = cluster.packing(self.peak_mib, self.device_mib, cluster.cores_per_gpu())
+            self.share = cluster.Share(0, 1 / count)
+            self.session.progress.notes.append(
+                f"{count} actors share a GPU: a task took up to {self.peak_mib:,.0f} MiB of its"
+                f" {self.device_mib:,.0f}"
+            )
+        for runner in list(self.runners):
+            if runner.share != self.share and not runner.queue:
+                self._replace(runner)
+
+    def _new_runner(self) -> Runner:
+        self.made += 1
+        actor = self.actor_class.options(**self.share.options()).remote(self.data, folders=self.folders)
+        return Runner(f"actor-{self.made}", actor, actor.memory_mib.remote(), self.share)
+
+    def _start(self, runner: Runner) -> None:
+        """An actor has started, or could not."""
+        try:
+            self.device_mib = max(self.device_mib, ray.get(runner.starting))
+        except RayError as error:
+            self.unstarted += 1
+            if self.unstarted > START_RETRIES:
+                raise _cannot_start(error) from None
+            self._replace(runner)
+            return
+        runner.starting, runner.since, self.unstarted = None, time.monotonic(), 0
 
     # ---- giving -------------------------------------------------------------------------------------------
 
     def _fill(self) -> bool:
         """Give tasks to actors with room, emptiest first; False when nothing is left to wait for."""
+        able = [runner for runner in self.runners if runner.starting is None and runner.share == self.share]
         for depth in range(WINDOW):
-            for runner in self.runners:
-                if len(runner.queue) == depth and (task := self.schedule.take(runner.name)) is not None:
+            for runner in able:
+                if len(runner.queue) == depth and self._more(depth):
+                    if (task := self.schedule.take(runner.name)) is None:
+                        break
                     self._give(runner, task)
-        busy = [runner for runner in self.runners if runner.queue]
-        self.session.progress.running = len(busy)
-        return bool(busy)
+        busy = sum(bool(runner.queue) for runner in self.runners)
+        self.session.progress.running = busy
+        return busy > 0 or (len(self.schedule) > 0 and not able)
+
+    def _more(self, depth: int) -> bool:
+        """Whether a task may wait in an actor's queue: not one that an actor about to start could run."""
+        return not depth or len(self.schedule) > sum(runner.starting is not None for runner in self.runners)
 
     def _give(self, runner: Runner, task: Task) -> None:
+        dataset = task.spec["dataset"]["name"]
+        if dataset not in runner.datasets:
+            runner.datasets.add(dataset)
+            runner.actor.receive.remote(dataset, self.arrays[dataset])
         weights = None if task.base is None else self._weights(task.base)
         if not runner.queue:
             runner.since = time.monotonic()
@@ -199,21 +252,35 @@ class _Driver:
     # ---- taking -------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        """Take the outcomes that are there; wait a moment for the first one."""
-        heads = {runner.queue[0].outcome: runner for runner in self.runners if runner.queue}
-        ready, _ = ray.wait(list(heads), num_returns=len(heads), timeout=0)
+        """Take the outcomes that are there and the actors that have started; wait a moment for the first."""
+        awaited = {r.queue[0].outcome if r.queue else r.starting: r for r in self.runners if self._awaited(r)}
+        if not awaited:
+            time.sleep(POLL_S)
+            return
+        ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0)
         if not ready:
-            ready, _ = ray.wait(list(heads), num_returns=1, timeout=POLL_S)
+            ready, _ = ray.wait(list(awaited), num_returns=1, timeout=POLL_S)
         for reference in ready:
-            self._take(heads[reference])
+            runner = awaited[reference]
+            if runner.starting is None:
+                self._take(runner)
+            else:
+                self._start(runner)
+
+    @staticmethod
+    def _awaited(runner: Runner) -> bool:
+        return bool(runner.queue) or runner.starting is not None
 
     def _take(self, runner: Runner) -> None:
         flight = runner.queue[0]
         try:
             outcome = ray.get(flight.outcome)
             outcome.weights = ray.get(flight.weights) if flight.task.leaves_model else None
-        except RayTaskError as error:  # the worker itself failed, which it never should
-            runner.queue.popleft()
+        except RayTaskError as error:
+            if isinstance(error.cause, RayError):  # what the task needed was lost on its way
+                self._lose(runner, "lost_worker", str(error.cause))
+                return
+            runner.queue.popleft()  # the worker itself failed, which it never should
             runner.since = time.monotonic()
             self._fail(runner, flight.task, "bug", " ".join(str(error).split())[-300:])
             return
@@ -231,6 +298,7 @@ class _Driver:
         task = flight.task
         if outcome.weights is not None:
             self.weights[task.id] = flight.weights
+        self.peak_mib = max(self.peak_mib, outcome.row.get("peak_memory_mib") or 0.0)
         self.session.finished(task, outcome, runner.name, self._retries(task))
         self._drop_weights(task)
 
@@ -252,17 +320,21 @@ class _Driver:
 
     def _lose(self, runner: Runner, kind: str, reason: str) -> None:
         """An actor is gone: its first task counts a retry, the others wait again; a new actor comes."""
-        flight = runner.queue.popleft()
+        task = runner.queue.popleft().task
+        if task.base is not None:
+            self.weights.pop(
+                task.base, None
+            )  # they may have been on the node that is gone; the store has them
         self._replace(runner, fewer=kind == "oom")
         counts, allowed = (self.oom, OOM_RETRIES) if kind == "oom" else (self.lost, LOST_RETRIES)
-        counts[flight.task.id] = counts.get(flight.task.id, 0) + 1
-        if counts[flight.task.id] > allowed:
-            counts[flight.task.id] = allowed
+        counts[task.id] = counts.get(task.id, 0) + 1
+        if counts[task.id] > allowed:
+            counts[task.id] = allowed
             text = f"{allowed + 1} workers in a row: {' '.join(reason.split())[:300]}"
-            self._fail(runner, flight.task, kind, text)
+            self._fail(runner, task, kind, text)
             return
         self.session.progress.retries += 1
-        self.schedule.put_back(flight.task)
+        self.schedule.put_back(task)
 
     def _retry_oom(self, runner: Runner, task: Task) -> bool:
         """Whether a task that ran out of memory was put back, to run again with one actor less."""
@@ -275,40 +347,33 @@ class _Driver:
         return True
 
     def _stop_overdue(self) -> None:
-        """Kill the actor of each task that is over its time limit; that task ends as `timeout`."""
+        """Kill the actor of each task that is over its time limit; that task ends as `timeout`. The clock of
+        an actor's first task starts with the actor, not while a node is awaited.
+        """
+        limit = self.resources.time_limit_s
         for runner in list(self.runners):
-            if runner.queue and self._started(runner) and time.monotonic() - runner.since > self.limit_s:
+            if runner.queue and time.monotonic() - runner.since > limit:
                 flight = runner.queue.popleft()
                 self._replace(runner)
-                self._fail(runner, flight.task, "timeout", f"longer than {self.limit_s:g} s")
-
-    @staticmethod
-    def _started(runner: Runner) -> bool:
-        """Whether the actor runs; the clock of its first task starts then, not while a node is awaited."""
-        if runner.starting is not None and ray.wait([runner.starting], timeout=0)[0]:
-            runner.starting, runner.since = None, time.monotonic()
-        return runner.starting is None
+                self._fail(runner, flight.task, "timeout", f"longer than {limit:g} s")
 
     def _replace(self, runner: Runner, *, fewer: bool = False) -> None:
         """Put a new actor in the place of one, or none if there shall be fewer; its waiting tasks go back."""
-        ray.kill(runner.actor)
         place = self.runners.index(runner)
+        self._end(runner)
+        if fewer and self.runners:
+            self.fewer += 1
+        else:
+            self.runners.insert(place, self._new_runner())
+
+    def _end(self, runner: Runner) -> None:
+        ray.kill(runner.actor)
+        self.runners.remove(runner)
         self.schedule.forget_runner(runner.name)
         for flight in reversed(runner.queue):
             self.schedule.put_back(flight.task)
         runner.queue.clear()
-        if fewer and len(self.runners) > 1:
-            self.runners.pop(place)
-        else:
-            self.runners[place] = self._new_runner()
 
 
-def _share(resources: Resources) -> tuple[float, float, int]:
-    """(CPUs per actor, GPUs per actor, actors): all GPUs shared out if any, else one actor per core."""
-    cluster = ray.cluster_resources()
-    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
-    count = gpus * resources.actors_per_gpu if gpus else cpus
-    if resources.max_actors is not None:
-        count = min(count, resources.max_actors)
-    share = 1 / resources.actors_per_gpu if gpus else 0.0
-    return (min(1.0, cpus / max(1, count)) if gpus else 1.0), share, max(1, count)
+def _cannot_start(error: RayError) -> UserError:
+    return UserError(f"a worker could not start: {str(error).strip().splitlines()[-1]}")

@@ -13,16 +13,21 @@ from orchestrator.errors import UserError
 from orchestrator.session import Session
 
 RUNNER = "inline"
+DEVICES = {"auto": "auto", "cpu": "cpu", "gpu": "cuda"}  # as torch calls them
 
 
-def run(session: Session, data: str, time_limit_s: float) -> None:
+def run(session: Session, data: str, time_limit_s: float, device: str = "auto") -> None:
     """Run every task of the session, one after the other. A task over its time limit ends as `timeout`."""
     if not session.schedule.total:
         return
+    from torch.cuda import is_available
+
     from workers.run_task import TimeLimit
     from workers.worker import Worker
 
-    worker = Worker(data, folders=datasets.folders(session.plan.grid.datasets))
+    if device == "gpu" and not is_available():
+        raise UserError("--device gpu: this process sees no GPU. Leave --device out to run on the CPU.")
+    worker = Worker(data, DEVICES[device], folders=datasets.folders(session.plan.grid.datasets))
     session.load_datasets(lambda name, new: load_samples(worker, name, new), worker.try_out)
     session.progress.running = 1
     while (task := session.schedule.take(RUNNER)) is not None:

@@ -27,8 +27,9 @@ class Options:
     limit: int | None = None
     keep_models: bool = False
     max_actors: int | None = None
-    actors_per_gpu: int = 1
+    actors_per_gpu: int | str = 1
     time_limit_s: float = 3600.0
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,20 @@ def run_session(session: Session, options: Options) -> None:
     if not session.schedule.total:
         return
     if options.address is None:
-        inline.run(session, options.data, options.time_limit_s)
+        inline.run(session, options.data, options.time_limit_s, options.device)
         return
     try:
-        from orchestrator import driver
+        from orchestrator import cluster, driver
     except ImportError as error:
         raise UserError(f"Ray cannot be imported ({error}). Install it, or use --inline.") from None
     try:
-        driver.connect(options.address)
-        resources = driver.Resources(options.actors_per_gpu, options.max_actors, options.time_limit_s)
+        cluster.connect(options.address)
+        resources = cluster.Resources(
+            options.actors_per_gpu, options.max_actors, options.time_limit_s, options.device
+        )
         driver.run(session, options.data, resources)
     finally:
-        driver.disconnect()
+        cluster.disconnect()
 
 
 def _ended(plan: Plan, store: Store, ran: int, seconds: float) -> Ended:

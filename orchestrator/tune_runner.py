@@ -33,16 +33,16 @@ class Tuned:
     seconds: float
 
 
-def tune_grid(grid: Grid, options: Options, url: str | None = None) -> Tuned:
+def tune_grid(grid: Grid, options: Options, url: str | None = None, *, shipped: bool = False) -> Tuned:
     """Tune what a grid names and no winner is known of. url: a database for the studies; None: the journal in
-    the results folder.
+    the results folder. shipped: whether the winners that come with Lethe count; else they are found anew.
     """
     started = time.monotonic()
     fresh = Store.open_if_any(options.results) is None
     store = Store.create(options.results)
     with Lock(store) as lock, Display() as display, _reachable(url):
         try:
-            wanted = tuning.missing(grid, tuned.known(store))
+            wanted = tuning.missing(grid, tuned.known(store, shipped=shipped))
             kept = studies.storage(store, url, note=lambda line: None) if wanted else None
             budget, owner = tuning.budget(grid), store.identity() if url is not None else ""
             searches = [
@@ -83,9 +83,9 @@ def tune_first(grid: Grid, options: Options, url: str | None) -> Tuned | None:
     """Before a run of a grid with `hyperparameters: tuned`: the studies without a winner, None if there are
     none. What still has no winner then runs with its defaults.
     """
-    return (
-        tune_grid(grid, options, url) if tuned_plan.first(grid, Store.open_if_any(options.results)) else None
-    )
+    if not tuned_plan.first(grid, Store.open_if_any(options.results)):
+        return None
+    return tune_grid(grid, options, url, shipped=True)
 
 
 @contextlib.contextmanager

@@ -78,10 +78,10 @@ def write(store: Store, place: Place, winners: Iterable[Winner]) -> str:
     return name
 
 
-def known(store: Store | None) -> Winners:
+def known(store: Store | None, *, shipped: bool = True) -> Winners:
     """The shipped winners and, above them, those of a store; files that are no such YAML are noted there."""
     found: Winners = {}
-    for path in sorted(SHIPPED.glob("*.yaml")):
+    for path in sorted(SHIPPED.glob("*.yaml")) if shipped else []:
         found |= _keyed(_read(path.read_bytes()))
     for name in store.files(FOLDER, ".yaml") if store is not None else []:
         try:

@@ -17,8 +17,6 @@ from methods.base import (
     Diverged,
     accumulate_gradient,
     adam,
-    constant,
-    cosine,
     descend,
     divergence,
     fit,
@@ -31,8 +29,8 @@ from methods.base import (
     sgd,
     smallest,
     stem,
-    triangular,
 )
+from methods.schedules import constant, cosine, triangular
 
 CPU = torch.device("cpu")
 

@@ -39,15 +39,16 @@ SAME = BETTER | {
     "importances": None,
     "trials": {"finished": 12, "pruned": 0, "failed": {}},
 }
+BETTER_VALUES = {"alpha": 0.5, "learning_rate": 0.06, "rewind": True}
 WINNERS = [
     Winner("scrub", 1, {"alpha": 0.123456, "learning_rate": 0.06, "rewind": True, "gamma": 1.0}, BETTER),
     Winner("finetune", 1, {"epochs": 4, "learning_rate": 0.1}, SAME),
 ]
 TABLE = [
-    ["Method", "Tuned", "Default", "Gain", "Best of search", "Noise floor", "From", "Trials", "Importance",
-     "Values"],
-    ["FT", "0.030", "0.030", "0.000 [0.000, 0.000]", "n/a", "0.013", "default", "12", "", "epochs=4"],
-    ["SCRUB", "0.050", "0.160", "0.110 [0.010, 0.210]", "0.030", "0.013", "trial 7",
+    ["Method", "Tuned", "Default", "Gain", "Ahead of NG+", "Best of search", "Noise floor", "From", "Trials",
+     "Importance", "Values"],
+    ["FT", "0.030", "0.030", "0.000 [0.000, 0.000]", "n/a", "n/a", "0.013", "default", "12", "", "epochs=4"],
+    ["SCRUB", "0.050", "0.160", "0.110 [0.010, 0.210]", "n/a", "0.030", "0.013", "trial 7",
      "20 (4 pruned, 2 diverged)", "alpha 0.61, learning_rate 0.30, rewind 0.06",
      "alpha=0.123, learning_rate=0.06, rewind=True"],
 ]  # fmt: skip
@@ -146,3 +147,16 @@ def test_shipped_winners_are_shown_where_a_cell_used_them(
 def test_winners_without_facts_are_not_shown(made: Synthetic) -> None:
     tuned.write(made.store, HERE, [Winner(name, 1, {}) for name in ("scrub", "finetune")])
     assert "Tuning" not in shown(made, "md")
+
+
+def test_tuned_methods_are_compared_with_tuned_neggrad_plus_seed_by_seed() -> None:
+    """0.01 and 0.03 ahead: 0.02 ± 12.706 · 0.01, of two seeds. Other seeds or another objective: no value."""
+    baseline = Winner("neggrad_plus", 1, BETTER_VALUES, BETTER | {"tuned": [0.05, 0.09]})
+    few = Winner("finetune", 1, {"epochs": 4, "learning_rate": 0.1}, SAME | {"tuned": [0.01]})
+    other = Winner("salun", 1, BETTER_VALUES, BETTER | {"objective": "paper"})
+    winners = {(HERE, w.method, 1): w for w in (baseline, few, other, WINNERS[0])}
+    [(_, rows)] = report_tuning.tables(winners)
+    leads = {row["method"]: (row["lead"], row["lead_low"], row["lead_high"]) for row in rows}
+    nothing = (None, None, None)
+    assert leads.pop("scrub") == pytest.approx((0.02, 0.02 - 0.12706, 0.02 + 0.12706), abs=1e-5)
+    assert leads == {"neggrad_plus": nothing, "finetune": nothing, "salun": nothing}

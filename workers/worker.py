@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from methods.base import fit, plugin, sgd
 from workers import architectures, duplicates
-from workers.data import DeviceDataset, View
+from workers.data import Arrays, DeviceDataset, View
 from workers.image_folder import ImageFolder
 from workers.run_task import Base, Outcome, build, generator, run_task, seeded, unpack_base
 
@@ -50,6 +50,7 @@ class Worker:
             torch.set_num_threads(1)
         self._folder, self._hot, self._folders = Path(data), hot, folders or {}
         self._datasets: dict[str, DeviceDataset] = {}
+        self._arrays: dict[str, Arrays] = {}  # read or received, not on the device yet
         self._bases: OrderedDict[str, Base] = OrderedDict()
         self._warm: set[tuple[str, str]] = set()
         self._offered: tuple[str, bytes, dict[str, Any]] | None = None
@@ -72,6 +73,23 @@ class Worker:
     def holds(self) -> list[str]:
         """The bases that are on the device."""
         return list(self._bases)
+
+    def memory_mib(self) -> float:
+        """Memory of the device; 0 on a CPU."""
+        if self.device.type != "cuda":
+            return 0.0
+        return torch.cuda.get_device_properties(self.device).total_memory / 2**20
+
+    def arrays(self, name: str) -> Arrays:
+        """The bytes of a dataset, read from its files, for workers that have none."""
+        if name not in self._arrays:
+            self._arrays[name] = self._plugin(name).load(self._folder)
+        return self._arrays[name]
+
+    def receive(self, name: str, arrays: Arrays) -> None:
+        """Take the bytes of a dataset from another worker, instead of reading files."""
+        if name not in self._datasets:
+            self._arrays.setdefault(name, arrays)
 
     def samples(self, name: str) -> dict[str, Any]:
         """Labels, subclasses, pool size and sample hashes of a dataset, for the table samples."""
@@ -101,12 +119,15 @@ class Worker:
     def dataset(self, name: str) -> DeviceDataset:
         """The dataset on the device; loaded at the first call."""
         if name not in self._datasets:
-            given = self._folders.get(name)
-            if given is None and name.startswith("image_folder-"):
-                raise LookupError(f"{name}: no folder was given to this worker for it")
-            made = plugin("workers.datasets", name)() if given is None else ImageFolder(**given)
-            self._datasets[name] = DeviceDataset(made, made.load(self._folder), self.device)
+            self._datasets[name] = DeviceDataset(self._plugin(name), self.arrays(name), self.device)
+            del self._arrays[name]
         return self._datasets[name]
+
+    def _plugin(self, name: str) -> Any:
+        given = self._folders.get(name)
+        if given is None and name.startswith("image_folder-"):
+            raise LookupError(f"{name}: no folder was given to this worker for it")
+        return plugin("workers.datasets", name)() if given is None else ImageFolder(**given)
 
     def warm_up(self, spec: dict[str, Any]) -> None:
         """Train and evaluate a throw-away model once per (dataset, architecture), so that no task is timed

@@ -9,7 +9,7 @@ and all of it, keys and processes, is gone when the first process ends. What dif
 addresses, user and key; the environment is the caller's instead of a new one; the head takes no tasks, so
 that all is computed on the worker.
 
-The last line printed is JSON: the seconds of each step, what `lethe status` says, what reached the worker.
+The last line printed is JSON: the seconds of each step, what `lethe status` says, who computed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from orchestrator.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = ROOT / "docs" / "cluster-on-premise.yaml"
@@ -111,8 +113,8 @@ def inside() -> None:
         wait_for(lambda: not ray_processes(), "Ray's processes to end", 120)
         steps["until no Ray process is left"] = round(time.monotonic() - start, 1)
         status = call(sys.executable, "-m", "orchestrator", "status", "--results", RESULTS, "--json")
-        synced = (home("worker") / "lethe/data/marker").exists()
-    say(json.dumps({"steps_s": steps, "status": json.loads(status), "data_on_worker": synced}))
+        hosts = sorted(set(Store.open(RESULTS).runs(("host",)).column("host").to_pylist()))
+    say(json.dumps({"steps_s": steps, "status": json.loads(status), "computed_on": hosts}))
 
 
 def make_disk() -> None:
@@ -123,11 +125,6 @@ def make_disk() -> None:
     for name in ("host", "user"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{DISK}/keys/{name}")
     (DISK / "shared/grid.yaml").write_text(yaml.safe_dump(GRID))
-
-
-def home(name: str) -> Path:
-    """What a machine has written to its home folder."""
-    return DISK / name / "home"
 
 
 def own_folders(name: str) -> None:
@@ -171,7 +168,18 @@ def machine(name: str) -> subprocess.Popen[bytes]:
     server.write_text(SSHD.format(address=address, keys=DISK / "keys", home=HOME))
     server_process = f"{shutil.which('sshd')} -D -e -f {server}"  # sshd wants its whole path
     boot = f"'{sys.executable}' -m tests.cluster.over_ssh boot {name} && {server_process}; exit $?"
-    isolated = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", boot]
+    isolated = [
+        "unshare",
+        "--mount",
+        "--uts",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        "bash",
+        "-c",
+        boot,
+    ]
     return subprocess.Popen(["ip", "netns", "exec", name, *isolated], cwd=ROOT)
 
 
@@ -184,7 +192,6 @@ def write_config() -> str:
     if "venv" not in make or "pip install" not in install:
         raise ValueError(f"{CONFIG}: the first two setup_commands are expected to make the environment")
     config["setup_commands"] = [f"ln -sfn '{sys.prefix}' ~/lethe/env", path]
-    config["head_setup_commands"].append("mkdir -p ~/lethe/data && touch ~/lethe/data/marker")
     stop, start = config["head_start_ray_commands"]
     config["head_start_ray_commands"] = [stop, start.replace("--head", "--head --num-cpus=0")]
     written = DISK / "laptop" / "cluster.yaml"
@@ -259,6 +266,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["boot", name]:
             own_folders(name)
+            socket.sethostname(name)
         case ["inside"]:
             inside()
         case _:

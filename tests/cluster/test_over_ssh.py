@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.over_ssh import ADDRESSES, CONFIG, DISK, missing
+from tests.cluster.over_ssh import ADDRESSES, DISK, missing
 from tests.conftest import ROOT
 
 # What `ray up` and `ray submit` write at the laptop, at the head and at the workers.
@@ -40,6 +40,6 @@ def test_up_submit_and_down_over_ssh() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["status"]["done"], found["status"]["failed"]) == (3, {}), found
-    assert found["data_on_worker"], f"{CONFIG}: cluster_synced_files did not reach the worker"
+    assert found["computed_on"] == ["worker"]
     assert traces() == before
     assert processes() == []
