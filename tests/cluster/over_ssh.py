@@ -49,14 +49,6 @@ HOME = pwd.getpwuid(os.geteuid()).pw_dir  # where ssh looks for what is below ~,
 DISK = Path("/mnt")  # where the file system of all machines is mounted, for them alone
 RESULTS = str(DISK / "shared" / "results")
 ADDRESSES = {"laptop": "10.77.0.1", "head": "10.77.0.2", "worker": "10.77.0.3"}
-GRID = {
-    "datasets": ["digits"],
-    "architectures": ["cnn_small"],
-    "forget": [{"random": {"fraction": 0.2}}],
-    "methods": [{"finetune": {"epochs": 1}}],
-    "seeds": 1,
-    "training": {"all": {"epochs": 2}},
-}
 SSHD = """
 ListenAddress {address}
 HostKey {keys}/host
@@ -124,7 +116,6 @@ def make_disk() -> None:
         Path(folder).mkdir(parents=True)
     for name in ("host", "user"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{DISK}/keys/{name}")
-    (DISK / "shared/grid.yaml").write_text(yaml.safe_dump(GRID))
 
 
 def own_folders(name: str) -> None:
@@ -202,11 +193,12 @@ def write_config() -> str:
 def commands(config: str) -> dict[str, list[str]]:
     """What the documentation tells to type, step by step."""
     ray = f"{sys.prefix}/bin/ray"
-    script = ["orchestrator/__main__.py", "--", "run", f"{DISK}/shared/grid.yaml"]
+    script = ["orchestrator/__main__.py", "--", "run", "lethe/code/grids/digits.yaml", "--limit", "3"]
+    where = ["--address", "auto", "--data", "lethe/data", "--results", RESULTS]
     return {
         "ray get-auth-token": [ray, "get-auth-token", "--generate"],
         "ray up": [ray, "up", "--yes", config],
-        "ray submit": [ray, "submit", config, *script, "--address", "auto", "--results", RESULTS],
+        "ray submit": [ray, "submit", config, *script, *where],
         "ray down": [ray, "down", "--yes", config],
     }
 
