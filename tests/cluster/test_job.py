@@ -80,6 +80,8 @@ def head() -> Iterator[Head]:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it started."""
+    if process.poll() is not None:
+        return
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(children, timeout=10)
