@@ -15,9 +15,10 @@ demo: $(READY)
 	$(BIN)/lethe report --format md
 	$(BIN)/lethe report --out report.html
 
-# Two processes, each with whole files: more would starve the Ray clusters that some tests start.
+# Two processes, each with whole files: more would starve the Ray clusters that some tests start. In the order
+# of the folders: files with few tests are often the slowest ones, and must not be left for the end.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m "long or not long"

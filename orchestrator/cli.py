@@ -34,6 +34,7 @@ from orchestrator.cli_options import (
     limits,
     outside_job,
 )
+from orchestrator.cli_status import doctor, status
 from orchestrator.cli_store import store_app
 from orchestrator.errors import UserError, nearest
 
@@ -45,6 +46,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(store_app, name="store")
+app.command()(status)
+app.command()(doctor)
 
 
 @app.callback(invoke_without_command=True)
@@ -182,16 +185,6 @@ def _interruptible() -> Iterator[None]:
         text = f"\nInterrupted. What had finished is recorded; `{_again()}` goes on from there."
         print(text, file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-@app.command()
-def status(results: Results = "results", as_json: Json = False) -> None:
-    """How far the runs in a results folder are, and what failed."""
-    from orchestrator import overview
-    from orchestrator.store import Store
-
-    facts = overview.of_store(Store.open(results))
-    print(json.dumps(facts) if as_json else overview.status_text(facts))
 
 
 @app.command()
@@ -351,18 +344,6 @@ def bench(
 
     found = benches.attack(samples=samples, device=device)
     print(benches.as_json(found) if as_json else benches.as_text(found))
-
-
-@app.command()
-def doctor(results: Results = "results", data: Data = "data") -> None:
-    """Check this machine: versions, devices, Ray, the results folder, the datasets."""
-    from orchestrator.doctor import checks
-
-    failed = 0
-    for name, good, text in checks(results, data):
-        print(f"{'ok  ' if good else 'FAIL'}  {name:<14} {text}")
-        failed += not good
-    raise typer.Exit(1 if failed else 0)
 
 
 def main() -> None:

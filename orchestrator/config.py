@@ -93,7 +93,7 @@ class Tune(Strict):
     recipe).
     """
 
-    trials: int = Field(100, ge=1, le=1_000_000)
+    trials: int = Field(20, ge=1, le=1_000_000)
     seeds: int = Field(1, ge=1, le=MAX_SEEDS)
     audit: AuditSearch | None = None
     sampler: Literal["tpe", "nsga3", "random", "qmc"] = "tpe"

@@ -16,9 +16,10 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from orchestrator import cluster, datasets
+from orchestrator import cluster, datasets, last_words
 from orchestrator.cluster import Resources
 from orchestrator.errors import UserError
+from orchestrator.metrics import exported
 from orchestrator.plan import Task
 from orchestrator.session import Session
 
@@ -47,8 +48,10 @@ class Runner:
 
     name: str
     actor: Any
+    introduced: Any  # a reference of where it runs, there before `starting`
     starting: Any  # a reference that is there once the actor has started; None from then on
     share: cluster.Share
+    place: last_words.Place = field(default_factory=dict)
     queue: deque[InFlight] = field(default_factory=deque)
     since: float = 0.0  # when the first in the queue became so, or the queue became empty
     datasets: set[str] = field(default_factory=set)  # those whose bytes it was sent
@@ -57,7 +60,9 @@ class Runner:
 def run(session: Session, data: str, resources: Resources) -> None:
     """Run every task of the session on the actors of the connected cluster."""
     if session.schedule.total:
-        _Driver(session, data, resources).run()
+        driver = _Driver(session, data, resources)
+        with exported(session, lambda: driver.share.gpus):
+            driver.run()
 
 
 def _actor_class(base: type) -> Any:
@@ -69,6 +74,9 @@ def _actor_class(base: type) -> Any:
             outcome = self.run(task, weights)
             weights, outcome.weights = outcome.weights, None
             return outcome, weights
+
+        def introduce(self) -> last_words.Place:
+            return last_words.introduce()
 
     return ray.remote(Actor)
 
@@ -200,7 +208,8 @@ class _Driver:
     def _new_runner(self) -> Runner:
         self.made += 1
         actor = self.actor_class.options(**self.share.options()).remote(self.data, folders=self.folders)
-        return Runner(f"actor-{self.made}", actor, actor.memory_mib.remote(), self.share)
+        introduced, starting = actor.introduce.remote(), actor.memory_mib.remote()
+        return Runner(f"actor-{self.made}", actor, introduced, starting, self.share)
 
     def _start(self, runner: Runner) -> None:
         """An actor has started, or could not."""
@@ -213,6 +222,8 @@ class _Driver:
             self._replace(runner)
             return
         runner.starting, runner.since, self.unstarted = None, time.monotonic(), 0
+        runner.place = last_words.place_of(runner.introduced)
+        self.session.events.actor("actor_started", runner.name, **runner.place)
 
     # ---- giving -------------------------------------------------------------------------------------------
 
@@ -241,6 +252,7 @@ class _Driver:
         weights = None if task.base is None else self._weights(task.base)
         if not runner.queue:
             runner.since = time.monotonic()
+        self.session.events.given(task, runner.name)
         outcome, trained = runner.actor.run_apart.remote(self.session.payload(task), weights)
         runner.queue.append(InFlight(task, outcome, trained))
 
@@ -282,7 +294,7 @@ class _Driver:
                 return
             runner.queue.popleft()  # the worker itself failed, which it never should
             runner.since = time.monotonic()
-            self._fail(runner, flight.task, "bug", " ".join(str(error).split())[-300:])
+            self._fail(runner, flight.task, "bug", " ".join(str(error).split())[-300:], str(error))
             return
         except RayError as error:  # an actor, a node or an object is lost
             hungry = isinstance(error, OutOfMemoryError) or "OutOfMemory" in str(error)
@@ -302,9 +314,9 @@ class _Driver:
         self.session.finished(task, outcome, runner.name, self._retries(task))
         self._drop_weights(task)
 
-    def _fail(self, runner: Runner, task: Task, status: str, reason: str) -> None:
+    def _fail(self, runner: Runner, task: Task, status: str, reason: str, details: str = "") -> None:
         """Record a task whose worker gave no outcome."""
-        self.session.failed(task, status, reason, runner.name, self._retries(task))
+        self.session.failed(task, status, reason, runner.name, self._retries(task), details)
         self._drop_weights(task)
 
     def _drop_weights(self, task: Task) -> None:
@@ -321,30 +333,32 @@ class _Driver:
     def _lose(self, runner: Runner, kind: str, reason: str) -> None:
         """An actor is gone: its first task counts a retry, the others wait again; a new actor comes."""
         task = runner.queue.popleft().task
-        if task.base is not None:
-            self.weights.pop(
-                task.base, None
-            )  # they may have been on the node that is gone; the store has them
+        self.session.events.trouble("lost", task, kind, reason)
+        if task.base is not None:  # its weights may have been on the node that is gone; the store has them
+            self.weights.pop(task.base, None)
         self._replace(runner, fewer=kind == "oom")
         counts, allowed = (self.oom, OOM_RETRIES) if kind == "oom" else (self.lost, LOST_RETRIES)
         counts[task.id] = counts.get(task.id, 0) + 1
         if counts[task.id] > allowed:
             counts[task.id] = allowed
             text = f"{allowed + 1} workers in a row: {' '.join(reason.split())[:300]}"
-            self._fail(runner, task, kind, text)
+            self._fail(runner, task, kind, text, last_words.of(runner.place))
             return
-        self.session.progress.retries += 1
-        self.schedule.put_back(task)
+        self._again(task, kind)
 
     def _retry_oom(self, runner: Runner, task: Task) -> bool:
         """Whether a task that ran out of memory was put back, to run again with one actor less."""
         if self.oom.get(task.id, 0) >= OOM_RETRIES or len(self.runners) == 1:
             return False
         self.oom[task.id] = self.oom.get(task.id, 0) + 1
-        self.session.progress.retries += 1
         self._replace(runner, fewer=True)
-        self.schedule.put_back(task)
+        self._again(task, "oom")
         return True
+
+    def _again(self, task: Task, kind: str) -> None:
+        self.session.progress.retries += 1
+        self.session.events.trouble("retried", task, kind, "")
+        self.schedule.put_back(task)
 
     def _stop_overdue(self) -> None:
         """Kill the actor of each task that is over its time limit; that task ends as `timeout`. The clock of
@@ -354,8 +368,9 @@ class _Driver:
         for runner in list(self.runners):
             if runner.queue and time.monotonic() - runner.since > limit:
                 flight = runner.queue.popleft()
+                words = last_words.of(runner.place, hangs=True)
                 self._replace(runner)
-                self._fail(runner, flight.task, "timeout", f"longer than {limit:g} s")
+                self._fail(runner, flight.task, "timeout", f"longer than {limit:g} s", words)
 
     def _replace(self, runner: Runner, *, fewer: bool = False) -> None:
         """Put a new actor in the place of one, or none if there shall be fewer; its waiting tasks go back."""
@@ -368,6 +383,7 @@ class _Driver:
 
     def _end(self, runner: Runner) -> None:
         ray.kill(runner.actor)
+        self.session.events.actor("actor_gone", runner.name)
         self.runners.remove(runner)
         self.schedule.forget_runner(runner.name)
         for flight in reversed(runner.queue):

@@ -34,6 +34,7 @@ def run(session: Session, data: str, time_limit_s: float, device: str = "auto") 
         held = task.base is None or task.base in worker.holds()
         weights = None if held else session.store.read_model(str(task.base))
         payload = session.payload(task)
+        session.events.given(task, RUNNER)
         try:
             with _limit(time_limit_s):
                 outcome = worker.run(payload, weights)

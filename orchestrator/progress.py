@@ -1,16 +1,24 @@
-"""Live progress of a run: a bar in a terminal, one plain line now and then elsewhere."""
+"""Live progress of a run, by the driver itself (a bar in a terminal, one plain line now and then elsewhere)
+and as seen from outside (`lethe status --watch`).
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
+from orchestrator import watch as watches
 from orchestrator.session import Progress
+from orchestrator.store import Store
 
 PLAIN_EVERY_S = 10.0
 
@@ -72,3 +80,31 @@ def _remaining(progress: Progress) -> str:
         return f"{elapsed:.0f} s"
     left = elapsed / progress.finished * (progress.total - progress.finished)
     return f"{elapsed:.0f} s, about {left:.0f} s left"
+
+
+# ---- lethe status --watch --------------------------------------------------------------------------------
+
+
+def watch(store: Store, every_s: float, *, as_json: bool = False) -> None:
+    """Show how far the run on a results folder is until it has ended. A terminal is redrawn; elsewhere, and
+    as JSON, each change is a line.
+    """
+    looking, console = watches.Watch(store), Console(highlight=False)
+    if as_json or not console.is_terminal:
+        last = ""
+        for view in _until_it_ends(looking, every_s):
+            line = watches.as_line(view)
+            if line != last:
+                print(json.dumps(watches.as_facts(view)) if as_json else line, flush=True)
+            last = line
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        for view in _until_it_ends(looking, every_s):
+            live.update(Text("\n".join(watches.as_lines(view))), refresh=True)
+
+
+def _until_it_ends(looking: watches.Watch, every_s: float) -> Iterator[watches.View]:
+    while (view := looking.look()).driver:
+        yield view
+        time.sleep(every_s)
+    yield view

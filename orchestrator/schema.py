@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 CHUNK = 4096  # φ values in one row of `scores`
 PHI = "phi = z_y - logsumexp of the logits of the other classes, eval mode, computed in float32"
 
-# Every way a task can end. All but 'done' are failures, each with a reason and a log.
+# Every way a task can end. All but 'done' are failures, each with a reason and, where something ran, a log.
 STATUSES = ("done", "oom", "diverged", "timeout", "bug", "lost_worker", "skipped")
 
 
@@ -56,7 +56,7 @@ RUNS = (
     Column("status", _text, "", "how the task ended: " + ", ".join(STATUSES)),
     Column("reason", _text, "", "why a task that is not done ended so"),
     Column("warnings", _text, "", "what the method warned of, one line each"),
-    Column("log", _text, "", "file with the details of a failure, relative to the results folder"),
+    Column("log", _text, "", "details of a failure, its own or its parent's: a file in the results folder"),
     Column("attempt", _i32, "", "1 for the first row of a task; the highest attempt counts"),
     Column(
         "retries",

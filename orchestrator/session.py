@@ -18,6 +18,8 @@ import pyarrow as pa
 from orchestrator import __version__, datasets, schema
 from orchestrator.architectures import requires
 from orchestrator.errors import UserError
+from orchestrator.events import Events
+from orchestrator.held import parents_of
 from orchestrator.keys import canonical
 from orchestrator.lock import Lock
 from orchestrator.plan import Plan, Task
@@ -27,7 +29,18 @@ from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store, new_part, score_facts, score_folder, score_rows
 
 FLUSH_ROWS = 256
-LEDGER = ("task_id", "status", "attempt", "design", "part", "dataset", "architecture", "kind", "method")
+LEDGER = (
+    "task_id",
+    "status",
+    "attempt",
+    "design",
+    "part",
+    "dataset",
+    "architecture",
+    "kind",
+    "method",
+    "log",
+)
 
 
 @dataclass
@@ -71,6 +84,8 @@ class Session:
         statuses = self._usable(ledger)
         aside = store.set_aside()
         self._attempts = {row["task_id"]: row["attempt"] for row in ledger}
+        self._logs = {row["task_id"]: row["log"] for row in ledger if row["status"] != "done" and row["log"]}
+        self.events = Events(store)
         self.schedule = Schedule(plan.tasks, statuses, retry=retry, has_model=store.has_model, limit=limit)
         self.progress = Progress(total=self.schedule.total)
         self.note(aside)
@@ -130,9 +145,12 @@ class Session:
         self.flush_if_due()
         self.display(self.progress)
 
-    def failed(self, task: Task, status: str, reason: str, runner: str, retries: int = 0) -> None:
-        """Record a task that ended without an outcome: its worker is gone."""
-        self.finished(task, _NoOutcome(status, reason), runner, retries)
+    def failed(
+        self, task: Task, status: str, reason: str, runner: str, retries: int = 0, details: str = ""
+    ) -> None:
+        """Record a task that ended without an outcome: its worker is gone. details: more for its log."""
+        log = "\n\n".join(filter(None, (f"{status}: {reason}", self.events.story(task), details)))
+        self.finished(task, _NoOutcome(status, reason, log), runner, retries)
 
     def _record(
         self, task: Task, status: str, reason: str = "", outcome: Any = None, retries: int = 0
@@ -150,8 +168,7 @@ class Session:
             "commit": commit(),
             "versions": canonical(versions),
         }
-        if outcome is not None and outcome.log:
-            row["log"] = self.store.write_log(task.id, attempt, outcome.log)
+        row["log"] = self._log(task, attempt, status, outcome.log or reason if outcome else reason)
         if outcome is not None and outcome.scores is not None:
             folder = score_folder(row["dataset"], row["architecture"], row["kind"], row["method"])
             scores = outcome.scores
@@ -161,6 +178,22 @@ class Session:
             self._designs.add(outcome.design["design"])
             self._new_designs.append(outcome.design | {"dataset": row["dataset"]})
         self._rows.append(row)
+        self.events.ended(row)
+
+    def _log(self, task: Task, attempt: int, status: str, text: str) -> str | None:
+        """The file with the details of a failure: one of its own, or, of a skipped task, that of the failure
+        it was skipped for. None where nothing failed: of combinations that cannot run, and of pruned trials.
+        """
+        self._logs.pop(task.id, None)
+        if status == "done":
+            return None
+        if status == "skipped":
+            log = next((self._logs[parent] for parent in parents_of(task) if parent in self._logs), None)
+        else:
+            log = self.store.write_log(task.id, attempt, text)
+        if log is not None:
+            self._logs[task.id] = log
+        return log
 
     def _count(self, status: str) -> None:
         if status == "done":
@@ -188,6 +221,7 @@ class Session:
         for base in self._to_delete:
             self.store.delete_model(base)
         self._to_delete.clear()
+        self.events.flush(self.progress)
         self.lock.beat()
 
     def _score_facts(self, scores: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -95,6 +96,32 @@ def project_copy(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return copy
+
+
+DUPLICATES: dict[tuple[str, bool], dict[str, Any]] = {}  # of datasets that were searched for them
+
+
+@pytest.fixture(scope="module")
+def quick_runs() -> Iterator[None]:
+    """For modules that look at neither: bootstraps in this process have 20 draws and not 1,000, and a dataset
+    is searched for duplicates once.
+    """
+    from attacks import ulira
+    from workers.worker import Worker
+
+    weights, search = ulira.pair_weights, Worker.duplicates
+
+    def duplicates(worker: Worker, name: str) -> dict[str, Any]:
+        key = worker.dataset(name).sha256, worker.dataset(name).flip
+        if key not in DUPLICATES:
+            DUPLICATES[key] = search(worker, name)
+        return DUPLICATES[key]
+
+    with (
+        mock.patch.object(ulira, "pair_weights", lambda pairs, _, seed: weights(pairs, 20, seed)),
+        mock.patch.object(Worker, "duplicates", duplicates),
+    ):
+        yield
 
 
 def results_table(results: Path) -> list[dict[str, Any]]:

@@ -28,6 +28,8 @@ from workers.architectures import CannotBuild, architecture, try_out
 from workers.run_task import seeded, weights_hash
 from workers.train import Recipe, train
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 RECIPE = Recipe("sgd", 0.1, 0.9, 5e-4, "cosine", 1, 8, False, "auto", 1)
 
 

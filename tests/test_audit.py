@@ -23,6 +23,8 @@ from workers import designs
 from workers.designs import FORGET, OUT, RETAIN
 from workers.forget.random import Random
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 POOL, TEST, PAIRS, SETS = 80, 40, 4, 2
 LABELS = np.arange(POOL) % 4
 KINDS = {"base": 1, "retrain": 2, "unlearn": 3}

@@ -30,6 +30,8 @@ from tests.test_audit import (
 from workers import designs
 from workers.designs import FORGET, RETAIN
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 
 @pytest.fixture
 def store(weird_tmp_path: Path) -> Store:

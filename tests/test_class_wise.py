@@ -16,13 +16,16 @@ from attacks.population_svm import population_svm
 from attacks.scores import confidence_from_phi
 from orchestrator import plans
 from orchestrator.audit import AuditDesign, Reader
-from orchestrator.config import Grid
+from orchestrator.config import Grid, load
+from orchestrator.errors import UserError
 from orchestrator.plan import PLAIN, Plan, Task, make_plan
 from orchestrator.report import render
 from orchestrator.runner import Options, run_grid
 from orchestrator.store import Store
 from tests.conftest import Lethe, grid_data, results_table
 from workers import designs
+
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 CLASS = {"class": {"classes": [3]}}
 BOTH = [CLASS, {"random": {"fraction": 0.2}}]
@@ -175,12 +178,10 @@ def test_the_order_of_classes_is_of_no_meaning() -> None:
         ([{"class": {"class": 1}}], "unknown parameter 'class' of class. Did you mean 'classes'?"),
     ],
 )
-def test_bad_classes_get_one_clear_line(
-    forget: Any, message: str, lethe: Lethe, write_grid: Callable[..., Path]
-) -> None:
-    done = lethe("plan", write_grid(forget=forget))
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+def test_bad_classes_get_one_clear_line(forget: Any, message: str, write_grid: Callable[..., Path]) -> None:
+    with pytest.raises(UserError) as caught:
+        load(str(write_grid(forget=forget)))
+    (line,) = caught.value.problems
     assert message in line and "grid.yaml" in line
 
 
@@ -189,7 +190,10 @@ def test_bad_classes_get_one_clear_line(
 
 GRID = grid_data(
     forget=BOTH,
-    methods=[{"finetune": {"epochs": 1}}, {"mnemonic_code": {"lambda_1": 0.001, "lambda_2": 10.0}}],
+    methods=[
+        {"finetune": {"epochs": 1, "batch_size": 256}},
+        {"mnemonic_code": {"lambda_1": 0.001, "lambda_2": 10.0}},
+    ],
     audit={"pairs": 4, "forget_sets": 1},
 )
 
@@ -320,8 +324,8 @@ def missing(folder: Path, grid: Grid) -> list[Task]:
 # ---- the report ------------------------------------------------------------------------------------------
 
 
-def test_the_report_has_two_bases_two_retrains_and_the_price(results: Path, lethe: Lethe) -> None:
-    rows = json.loads(lethe("report", "--results", results, "--format", "json").stdout)
+def test_the_report_has_two_bases_two_retrains_and_the_price(results: Path) -> None:
+    rows = json.loads(render(Store.open(str(results)), "json"))
     cell = {(row["label"]): row for row in rows if row["forget"] == "class(classes=[3])"}
     assert list(cell)[:4] == ["Base", f"Base, {CODES}", "Retrain", f"Retrain, {CODES}"]
     assert cell["Retrain"]["ef"] == 1 and cell["Retrain"]["fa"] == 0
@@ -337,9 +341,9 @@ def test_the_report_has_two_bases_two_retrains_and_the_price(results: Path, leth
     assert cell["Retrain"]["auc_fingerprint"] is None, "one retrain per base: nothing to compare it with"
 
 
-def test_ret_dev_where_the_retrain_errs_on_all_of_the_forget_set(results: Path, lethe: Lethe) -> None:
+def test_ret_dev_where_the_retrain_errs_on_all_of_the_forget_set(results: Path) -> None:
     """|RA/RA_R − 1| + FA + |TA/TA_R − 1|, since FA_R = 0."""
-    found = json.loads(lethe("report", "--results", results, "--format", "json").stdout)
+    found = json.loads(render(Store.open(str(results)), "json"))
     of = {
         (row["kind"], row["method"], row["seed"]): row
         for row in runs(results)

@@ -23,6 +23,8 @@ from tests.conftest import ROOT, Lethe, grid_data
 
 WriteGrid = Callable[..., Path]
 
+GLANCES = ("--help", "--version", "status", "status --watch", "plan", "list methods", "run --help")
+
 IMPORTED = """
 import sys
 from orchestrator.cli import main
@@ -63,7 +65,7 @@ def results(weird_tmp_path: Path) -> Path:
 # ---- nothing heavy ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", ["--help", "--version", "status", "plan", "list methods", "run --help"])
+@pytest.mark.parametrize("arguments", GLANCES)
 def test_a_glance_imports_neither_torch_nor_ray(results: Path, write_grid: WriteGrid, arguments: str) -> None:
     command = arguments.split()
     command += ["--results", str(results)] if command[0] in ("status", "plan") else []
@@ -261,27 +263,6 @@ def test_help_names_every_command_and_version_is_the_packages(lethe: Lethe) -> N
 def test_prepare_has_nothing_to_fetch_for_the_embedded_dataset(lethe: Lethe) -> None:
     done = lethe("prepare", "digits")
     assert done.returncode == 0 and done.stdout == "digits: embedded in scikit-learn\n"
-
-
-def test_doctor_checks_this_machine(lethe: Lethe) -> None:
-    done = lethe("doctor")
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = {line.split()[1]: line for line in done.stdout.splitlines()}
-    assert all(line.startswith("ok") for line in lines.values())
-    assert {"python", "torch", "ray", "device", "results", "digits", "cifar10"} <= lines.keys()
-    assert "1437 + 360 samples" in lines["digits"] and "lethe prepare cifar10" in lines["cifar10"]
-
-
-def test_doctor_sees_results_that_cannot_be_used(results: Path) -> None:
-    from orchestrator.doctor import checks
-
-    def found() -> tuple[bool, str]:
-        return next((good, text) for name, good, text in checks(str(results), "data") if name == "results")
-
-    assert found() == (True, f"{results}: 3 tasks recorded")
-    (results / "lethe.json").write_text("broken")
-    good, text = found()
-    assert not good and "not readable" in text
 
 
 def test_a_reader_that_goes_away_is_no_error_message(weird_tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from attacks import metrics, ulira
 from orchestrator import audit, compact, overview, parquet, plans, report
@@ -16,6 +17,8 @@ from orchestrator.runner import Options, run_grid
 from orchestrator.store import Store, score_folder, score_rows
 from tests.conftest import grid_data, results_table
 from tests.test_compact import ONE, phi_of, put
+
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 # ---- float16 ---------------------------------------------------------------------------------------------
 
@@ -97,9 +100,10 @@ def test_status_report_audit_and_resume_of_a_real_run(tmp_path: Path) -> None:
     grid = Grid.model_validate(
         grid_data(
             seeds=1,
-            training={"all": {"epochs": 1}},
+            methods=[{"finetune": {"epochs": 1, "batch_size": 256}}],
+            training={"all": {"epochs": 1, "batch_size": 256}},
             audit={"pairs": 4, "forget_sets": 1, "columns": ["modified_entropy"]},
-            run={"flush_s": 0.2},
+            run={"flush_s": 0.1},
         )
     )
     results = tmp_path / "results"

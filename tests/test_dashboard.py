@@ -108,6 +108,8 @@ def lethe(*words: str, **how: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "orchestrator", "dashboard", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdout=-1, stderr=-1, **how,
+        # A shell that runs the tests in the background has them ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 

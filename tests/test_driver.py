@@ -40,9 +40,9 @@ def test_ray_and_inline_give_the_same_table_and_the_same_report(
     lethe: Lethe, write_grid: Callable[..., Path]
 ) -> None:
     grid = write_grid(
-        methods=[{"finetune": {"epochs": 1}}, "gradient_ascent"],
+        methods=[{"finetune": {"epochs": 1, "batch_size": 256}}, {"gradient_ascent": {"epochs": 1}}],
         seeds=1,
-        training={"all": {"epochs": 1}},
+        training={"all": {"epochs": 1, "batch_size": 256}},
         audit={"pairs": 4, "forget_sets": 1},
     )
     with_ray, without = grid.parent / "with ray", grid.parent / "without"
@@ -72,6 +72,7 @@ def test_an_address_where_nobody_answers_is_one_line_at_once(
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"--address {address}: ")
+    assert not (grid.parent / "results").exists()
 
 
 # ---- the time limit of inline runs -----------------------------------------------------------------------

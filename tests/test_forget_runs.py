@@ -24,6 +24,8 @@ from tests.faults.test_resume import parts, start, wait_for
 from workers import run_task
 from workers.designs import FORGET, RETAIN, VAL, unpack
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 IDS = [4, 11, 18, 200, 201, 202, 777, 1300, 1435, 1436]
 COUNT = 25
 TRAINING = {"epochs": 1, "batch_size": 256}

@@ -29,6 +29,8 @@ from tests.conftest import Lethe, grid_data
 from tests.dataset_files import write_file, write_pictures
 from workers.image_folder import scan
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 ENTRY: dict[str, Any] = {
     "name": "flowers",
     "path": "flowers",

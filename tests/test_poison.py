@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from methods.base import Diverged, plugin
-from orchestrator.config import Grid
+from orchestrator.config import Grid, load
+from orchestrator.errors import UserError
 from orchestrator.plan import Plan, Task, make_plan
 from orchestrator.report import render
 from orchestrator.runner import Options, run_grid
 from orchestrator.store import Store
-from tests.conftest import Lethe, grid_data
+from tests.conftest import grid_data
 from workers.data import Arrays, DeviceDataset, UnlearnData, View
 from workers.datasets.digits import Digits
 from workers.evaluate import evaluate
@@ -32,6 +33,8 @@ from workers.run_task import build, generator, index_hash, seeded, unlearn, weig
 from workers.task_design import Design
 from workers.train import Recipe, train
 from workers.worker import Worker
+
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 CPU = torch.device("cpu")
 NOISE = {"poisoned": {"fraction": 0.2, "noise": 1.0}}
@@ -298,11 +301,11 @@ def test_all_that_starts_from_a_base_has_its_poison_and_other_bases_have_other_p
     ],
 )
 def test_bad_poison_gets_one_clear_line(
-    values: dict[str, Any], message: str, lethe: Lethe, write_grid: Callable[..., Path]
+    values: dict[str, Any], message: str, write_grid: Callable[..., Path]
 ) -> None:
-    done = lethe("plan", write_grid(forget=[{"poisoned": values}]))
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    with pytest.raises(UserError) as caught:
+        load(str(write_grid(forget=[{"poisoned": values}])))
+    (line,) = caught.value.problems
     assert message in line and "grid.yaml" in line
 
 
@@ -310,13 +313,13 @@ def test_bad_poison_gets_one_clear_line(
 
 GRID = grid_data(
     forget=[NOISE, {"poisoned": {"fraction": 0.1, "flip_labels": True}}, RANDOM],
-    methods=[{"finetune": {"epochs": 1}}],
-    training={"all": {"epochs": 1}},
+    methods=[{"finetune": {"epochs": 1, "batch_size": 256}}],
+    training={"all": {"epochs": 1, "batch_size": 256}},
     audit=None,
 )
 AUDITED = grid_data(
     forget=[NOISE],
-    methods=[{"finetune": {"epochs": 1}}],
+    methods=[{"finetune": {"epochs": 1, "batch_size": 256}}],
     seeds=1,
     training={"all": {"epochs": 1, "batch_size": 256}},
     audit={"pairs": 4, "forget_sets": 2, "retrains": 1},

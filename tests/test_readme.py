@@ -49,9 +49,8 @@ def test_each_command_exists(lethe: Lethe, command: str) -> None:
 
 def test_options_named_in_prose_exist(lethe: Lethe) -> None:
     options = set(re.findall(r"--[a-z][a-z-]+", README)) - {"--working-dir"}  # that one is Ray's
-    known = "".join(
-        lethe(command, "--help").stdout for command in ("run", "report", "plan", "list", "audit", "prepare")
-    )
+    commands = ("run", "report", "plan", "list", "audit", "prepare", "status")
+    known = "".join(lethe(command, "--help").stdout for command in commands)
     assert not {option for option in options if option not in known}
 
 

@@ -27,6 +27,8 @@ from workers.mnemonic import MnemonicView, draw_codes
 from workers.run_task import generator
 from workers.views import mirrors, views_of
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 CPU = torch.device("cpu")
 STRONG = [[*view] for view in views_of(True, strong=True)]
 

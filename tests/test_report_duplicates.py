@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator import report_duplicates, schema
+from orchestrator.config import Grid
 from orchestrator.plan import Cell, Variant
 from orchestrator.report import render
+from orchestrator.runner import Options, run_grid
 from orchestrator.store import Store, new_part
-from tests.conftest import Lethe
+from tests.conftest import grid_data
 from tests.test_report import Synthetic
 from workers.designs import FORGET, OUT, RETAIN, VAL
 
@@ -153,11 +154,10 @@ def test_results_of_before_are_reported_without(tmp_path: Path) -> None:
         assert text.count("Duplicates") == 1 and f"Duplicates: {report_duplicates.UNKNOWN}" in text
 
 
-def test_a_run_finds_and_reports_them(lethe: Lethe, write_grid: Callable[..., Path]) -> None:
-    grid = write_grid(seeds=1, audit=None, training={"all": {"epochs": 1}})
-    done = lethe("run", grid, "--inline", "--limit", 1)
-    assert done.returncode == 0, done.stderr
-    folder = grid.parent / "results"
+def test_a_run_finds_and_reports_them(tmp_path: Path) -> None:
+    grid = Grid.model_validate(grid_data(seeds=1, audit=None, training={"all": {"epochs": 1}}))
+    folder = tmp_path / "results"
+    run_grid(grid, Options(str(folder), "data", address=None, limit=1))
     store = Store.open(str(folder))
     table = store.read_table("samples").to_pydict()
     alike = {i: own for i, own in enumerate(table["dup_near"]) if own != -1}

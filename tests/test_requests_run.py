@@ -21,12 +21,14 @@ from orchestrator.store import Store
 from tests.conftest import Lethe, all_rows, grid_data, results_table
 from tests.faults.test_resume import assert_same_within, start, wait_for
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 FAILING = {"gradient_ascent": {"learning_rate": 1e20, "momentum": 0.0}}
 GRID = grid_data(
     methods=[{"finetune": {"epochs": 1}}, {"neggrad_plus": {"epochs": 1}}, FAILING],
     seeds=1,
     requests=3,
-    training={"all": {"epochs": 1}},
+    training={"all": {"epochs": 1, "batch_size": 256}},
     audit=None,
     run={"flush_s": 0.01},
 )

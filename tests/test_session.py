@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from orchestrator import session as sessions
-from orchestrator.config import Grid
+from orchestrator.config import Grid, load
 from orchestrator.errors import UserError
 from orchestrator.lock import Lock
 from orchestrator.plan import Plan, Task, make_plan
+from orchestrator.runner import Options, run_grid
 from orchestrator.schedule import FAILURES
 from orchestrator.session import FLUSH_ROWS, Session, retry_kinds
 from orchestrator.store import Store
-from tests.conftest import Lethe, all_rows, grid_data, results_table
+from tests.conftest import all_rows, grid_data, results_table
 from workers.designs import pack
 from workers.evaluate import Scores
 from workers.run_task import Outcome
@@ -312,18 +313,20 @@ def test_words_for_retry() -> None:
         retry_kinds(["oom", "done"])
 
 
-def test_done_tasks_whose_scores_are_lost_run_again(lethe: Lethe, write_grid: Callable[..., Path]) -> None:
-    grid = write_grid(audit=None, seeds=1)
-    results = grid.parent / "results"
-    assert lethe("run", grid, "--results", results, "--inline").returncode == 0
+def test_done_tasks_whose_scores_are_lost_run_again(
+    write_grid: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_grid(audit=None, seeds=1, training={"all": {"epochs": 1, "batch_size": 256}})
+    results, grid = path.parent / "results", load(str(path))
+    run_grid(grid, Options(str(results), "data", address=None))
     before = results_table(results)
     [truncated] = (results / "scores").rglob("kind=retrain/*/*.parquet")
     [deleted] = (results / "scores").rglob("kind=unlearn/*/*.parquet")
     truncated.write_bytes(truncated.read_bytes()[:-9])
     deleted.unlink()
-    done = lethe("run", grid, "--results", results, "--inline")
-    assert done.returncode == 0, done.stderr
-    assert "is damaged" in done.stderr
+    ended = run_grid(grid, Options(str(results), "data", address=None))
+    assert ended.done == ended.total and ended.failures == []
+    assert "is damaged" in capsys.readouterr().err
     assert results_table(results) == before
     attempts = {row["kind"]: row["attempt"] for row in all_rows(results)}
     assert attempts["retrain"] == attempts["unlearn"] == 2

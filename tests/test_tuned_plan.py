@@ -19,6 +19,8 @@ from orchestrator.store import Store
 from orchestrator.tuned import Winner, Winners
 from tests.conftest import all_rows, grid_data
 
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
 TWO = [{"random": {"fraction": 0.2}}, {"random": {"fraction": 0.1}}]
 VALUES = {"epochs": 3, "batch_size": 128, "learning_rate": 0.02, "momentum": 0.5, "weight_decay": 0.001}
 
@@ -127,10 +129,10 @@ def test_studies_are_of_methods_that_fit_the_forget_recipe() -> None:
 # ---- a run -----------------------------------------------------------------------------------------------
 
 TINY: dict[str, Any] = {
-    "methods": [{"finetune": {"batch_size": 64}}, {"gradient_ascent": {"batch_size": 64}}],
+    "methods": [{"finetune": {"batch_size": 256}}, {"gradient_ascent": {"batch_size": 256}}],
     "hyperparameters": "tuned",
     "seeds": 1,
-    "training": {"all": {"epochs": 1}},
+    "training": {"all": {"epochs": 1, "batch_size": 256}},
     "audit": None,
     "tune": {
         "trials": 1, "finalists": 1, "confirm_seeds": 1, "evaluate_seeds": 2,
@@ -166,7 +168,7 @@ def test_a_run_is_tuned_before_and_running_again_runs_nothing(
     for method, row in rows.items():
         if method:
             values = yaml.safe_load(row["spec"])["method"]["hyperparameters"]
-            assert values == winners[method]["hyperparameters"] | {"batch_size": 64}
+            assert values == winners[method]["hyperparameters"] | {"batch_size": 256}
     assert winners["gradient_ascent"]["hyperparameters"] == ASCENT
 
     count = len(all_rows(results))

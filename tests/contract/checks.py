@@ -25,7 +25,7 @@ from torch.nn.modules import module as torch_module
 
 from methods.base import Diverged, Method
 from orchestrator.catalogue import COSTS, Parameter, Plugin, read
-from tests.contract.toy import Toy, data_for, memory, problem, utility
+from tests.contract.toy import Toy, data_for, few, memory, problem, utility
 from workers import run_task
 from workers.evaluate import evaluate
 
@@ -373,7 +373,7 @@ def check_diverged(cls: type[Method], toy: Toy, case: Case) -> None:
 def check_scope(cls: type[Method], toy: Toy, case: Case) -> None:
     """A method for any forget set also runs on a whole class; others are tested on what they are made for."""
     if cls.scope == "both":
-        whole = problem("cnn", "class", cls.training)
+        whole = few(problem("cnn", "class", cls.training))
         model = apply(short(cls, case), whole)
         assert distance(model, whole.base) > TOLERANCE, "no weight changed"
         evaluate(model, whole.dataset)

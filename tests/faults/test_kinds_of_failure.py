@@ -9,7 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.config import load
+from orchestrator.runner import Options, run_grid
 from tests.conftest import Lethe, all_rows, results_table
+
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 METHOD = '''
 """A method that fails on purpose."""
@@ -37,7 +41,7 @@ def failing(name: str, body: str) -> str:
 
 
 FAILING = {
-    "dies": "os._exit(1)",
+    "dies": "os.write(2, b'the last line of a process'); os._exit(1)",
     "hangs": "time.sleep(600)",
     "raises": "raise RuntimeError('a fault in the method')",
     "hungry": "raise MemoryError('no memory left')",
@@ -73,12 +77,17 @@ def test_every_failure_becomes_its_row_and_the_rest_goes_on(
     assert "a fault in the method" in rows["raises"]["reason"]
     assert "RuntimeError" in (results / rows["raises"]["log"]).read_text()
     assert rows["hangs"]["reason"] == "longer than 25 s"
+    logs = {name: (results / row["log"]).read_text() for name, row in rows.items() if row["log"]}
+    assert logs.keys() == rows.keys() - {"finetune"}  # every failure has one
+    assert logs["dies"].count("  lost  actor ") == 4 and "Standard error of process" in logs["dies"]
+    assert "the last line of a process" in logs["dies"]
+    assert "  given  actor " in logs["hangs"] and 'hangs.py", line ' in logs["hangs"]  # where it hung
     for row in rows.values():
         assert row["status"] == "done" or (row["ra"] is None and row["ta"] is None)  # never a made-up number
     for text in ("1 diverged", "1 lost_worker", "1 timeout", "1 bug", "2 oom", "first log: logs/", "--retry"):
         assert text in done.stdout, done.stdout
 
-    again = lethe("run", grid, "--results", results, "--time-limit-s", 25, cwd=failing_project)
+    again = lethe("run", grid, "--results", results, "--inline", cwd=failing_project)
     assert again.returncode == 1  # failures stay until they are retried by name
     assert len(all_rows(results)) == len(rows) + 2
 
@@ -103,12 +112,12 @@ def test_inline_failures_become_rows_too(
 
 
 def test_what_starts_from_a_base_that_failed_is_skipped_with_the_reason(
-    lethe: Lethe, write_grid: Callable[..., Path]
+    write_grid: Callable[..., Path],
 ) -> None:
     grid = write_grid(seeds=1, audit=None, training={"all": {"epochs": 2, "learning_rate": 1e20}})
     results = grid.parent / "results"
-    done = lethe("run", grid, "--results", results, "--inline")
-    assert done.returncode == 1, done.stderr
+    ended = run_grid(load(str(grid)), Options(str(results), "data", address=None))
+    assert len(ended.failures) == 3
     rows = {row["kind"]: row for row in all_rows(results)}
     assert rows["base"]["status"] == rows["retrain"]["status"] == "diverged"
     assert rows["unlearn"]["status"] == "skipped"

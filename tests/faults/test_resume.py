@@ -16,9 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config import load
+from orchestrator.runner import Options, run_grid
 from tests.conftest import ROOT, Lethe, all_rows, results_table
 
-METHODS = [{"finetune": {"epochs": 2}}, "gradient_ascent"]
+pytestmark = pytest.mark.usefixtures("quick_runs")
+
+METHODS = [{"finetune": {"epochs": 2}}, {"gradient_ascent": {"epochs": 2}}]
+SMALL = {"seeds": 1, "audit": {"pairs": 4, "forget_sets": 1}, "run": {"flush_s": 0.1}}
 Table = list[dict[str, object]]
 
 
@@ -57,12 +62,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Table]:
 
     folder = tmp_path_factory.mktemp("undisturbed")
     grid = folder / "grid.yaml"
-    grid.write_text(yaml.safe_dump(grid_data(methods=METHODS, run={"flush_s": 0.5})))
-    process = start(grid, folder / "results", "--inline")
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, out + err
+    grid.write_text(yaml.safe_dump(grid_data(methods=METHODS, **SMALL)))
+    run_grid(load(str(grid)), Options(str(folder / "results"), "data", address=None))
     table = results_table(folder / "results")
-    assert len(table) == 2 + 8 + 2 + 16 + 2 * (2 + 16)
+    assert len(table) == 1 + 8 + 1 + 8 + 2 * (1 + 8)
     return grid, table
 
 
@@ -80,12 +83,11 @@ def test_inline_run_killed_again_and_again(tmp_path: Path, undisturbed: tuple[Pa
         before = parts(results)
         process = start(grid, results, "--inline")
         wait_for(lambda before=before: parts(results) > before)
-        time.sleep(moments.uniform(0, 1.0))
+        time.sleep(moments.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    process = start(grid, results, "--inline")
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, out + err
+    ended = run_grid(load(str(grid)), Options(str(results), "data", address=None))
+    assert ended.done == len(table) and ended.failures == []
     assert results_table(results) == table
     assert_each_done_once(results)
 
@@ -164,7 +166,7 @@ def test_a_second_driver_is_refused(tmp_path: Path, undisturbed: tuple[Path, Tab
 
 
 def test_a_truncated_part_is_named_set_aside_and_its_tasks_run_again(
-    tmp_path: Path, lethe: Lethe, undisturbed: tuple[Path, Table]
+    tmp_path: Path, lethe: Lethe, undisturbed: tuple[Path, Table], capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid, table = undisturbed
     results = tmp_path / "results"
@@ -177,9 +179,8 @@ def test_a_truncated_part_is_named_set_aside_and_its_tasks_run_again(
     status = lethe("status", "--results", results, "--json")
     damaged = json.loads(status.stdout)["damaged"]
     assert sorted(damaged) == sorted([f"runs/{victim.name}", "runs/foreign.parquet"])
-    process = start(grid, results, "--inline")
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, out + err
-    assert f"runs/{victim.name} is damaged" in err
+    ended = run_grid(load(str(grid)), Options(str(results), "data", address=None))
+    assert ended.done == len(table) and ended.failures == []
+    assert f"runs/{victim.name} is damaged" in capsys.readouterr().err
     assert (results / "aside" / f"runs__{victim.name}").exists()
     assert results_table(results) == table

@@ -203,7 +203,7 @@ def trained(toy: Toy, view: Any) -> nn.Module:
 
 
 def test_8_without_codes_training_is_ordinary_and_with_nothing_else_no_image_is_seen() -> None:
-    toy, codes = problem("cnn", "random", "plain"), draw_codes(4, (1, 8, 8), generator(1, CPU))
+    toy, codes = problem("cnn", "class", "plain"), draw_codes(4, (1, 8, 8), generator(1, CPU))
     plain = trained(toy, View(toy.dataset, SETS["retain"], generator(0, CPU), augment=True))
     none, some, every = (Recorded(toy, codes, t_mix) for t_mix in (0.0, 0.3, 1.0))
     same = zip(plain.parameters(), trained(toy, none).parameters(), strict=True)
