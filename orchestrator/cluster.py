@@ -123,6 +123,7 @@ def connect(address: str) -> None:
         raise UserError(
             f"--address {address}: no Ray cluster answered ({reason})."
             " Use --address local, or start one with `ray start`."
+            " One with a token wants RAY_AUTH_MODE=token here, and the same token in ~/.ray/auth_token."
         ) from None
 
 
