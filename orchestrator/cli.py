@@ -36,7 +36,7 @@ from orchestrator.cli_options import (
 )
 from orchestrator.cli_status import doctor, status
 from orchestrator.cli_store import store_app
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError, nearest, without_keys
 
 app = typer.Typer(
     add_completion=False,
@@ -352,7 +352,7 @@ def main() -> None:
         app()
     except UserError as error:
         for problem in error.problems:
-            print(problem, file=sys.stderr)
+            print(without_keys(problem), file=sys.stderr)
         count = len(error.problems)
         if count > 1:
             print(f"{count} problems, nothing was run.", file=sys.stderr)
@@ -362,5 +362,8 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:  # no space, no permission, not a folder, …
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"{what}. Results recorded before are safe; put this right and run again.", file=sys.stderr)
+        print(
+            f"{without_keys(what)}. Results recorded before are safe; put this right and run again.",
+            file=sys.stderr,
+        )
         sys.exit(2)

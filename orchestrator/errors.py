@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -18,3 +19,8 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """' Did you mean 'x'?' for the allowed word closest to `word`; empty when none is close."""
     close = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def without_keys(text: str) -> str:
+    """A text whose URIs have lost their user:password@, which may be keys of an object store."""
+    return re.sub(r"(\w+://)[^/\s@'\"]*@", r"\1", text)

@@ -18,7 +18,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, without_keys
 
 PATIENCE_S = 150.0  # an outage of a minute, or of two, ends no run
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # between tries; the last from then on
@@ -118,4 +118,6 @@ def _sleep(store: Patient, seconds: float) -> None:
 
 def _tell(store: Patient, left_s: float, error: OSError) -> None:
     text = " ".join(str(error).split())[-200:]
-    log.warning("%s does not answer, tried again for %.0f s: %s", store.uri, left_s, text)
+    log.warning(
+        "%s does not answer, tried again for %.0f s: %s", without_keys(store.uri), left_s, without_keys(text)
+    )

@@ -270,3 +270,8 @@ def test_a_reader_that_goes_away_is_no_error_message(weird_tmp_path: Path) -> No
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
     assert "Traceback" not in done.stderr and done.stdout.startswith("runs")
+
+
+def test_keys_in_an_address_are_not_shown(lethe: Lethe) -> None:
+    done = lethe("status", "--results", "s3://AKIA:topsecret@")
+    assert done.returncode == 2 and done.stderr and "topsecret" not in done.stderr + done.stdout
