@@ -1,3 +1,3 @@
-"""Decides what to run and remembers what ran. No torch here; ray only in driver.py."""
+"""Decides what to run and remembers what ran. No torch here; Who imports ray is said in cluster.py."""
 
 __version__ = "0.1.0"

@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -323,27 +324,34 @@ def duplicates_(dataset: str, data: Data = "data", as_json: Json = False) -> Non
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(metavar="attack|store", help="what to measure")],
+    what: Annotated[str, typer.Argument(metavar="driver|attack|store", help="what to measure")],
     as_json: Json = False,
+    tasks: Annotated[int, typer.Option(min=20, help="driver: tasks that do nothing")] = 100_000,
     samples: Annotated[int, typer.Option(min=100, help="samples of the simulated cell")] = 60_000,
     device: Annotated[str, typer.Option(help="numpy, or torch on the cpu or on cuda")] = "numpy",
 ) -> None:
-    """attack: speed as a ratio to a plain loop in the same run. store: bytes and seconds of stored scores."""
-    if what not in ("attack", "store"):
-        raise UserError(f"bench {what}: unknown. Allowed: attack, store.")
-    from dataclasses import asdict
+    """driver: tasks per second as a ratio to bare Ray calls, seconds to resume. attack: speed as a ratio to a
+    plain loop in the same run. store: bytes and seconds of stored scores.
+    """
+    found: object
+    if what == "driver":
+        from orchestrator import bench_driver
 
-    if what == "store":
+        found = bench_driver.measure(tasks)
+        text = bench_driver.as_text(found)
+    elif what == "store":
         from orchestrator import bench_store
 
-        measured = bench_store.store(samples=samples)
-        print(json.dumps(asdict(measured)) if as_json else bench_store.as_text(measured))
-        return
+        found = bench_store.store(samples=samples)
+        text = bench_store.as_text(found)
+    elif what == "attack":
+        from orchestrator import bench as benches
 
-    from orchestrator import bench as benches
-
-    found = benches.attack(samples=samples, device=device)
-    print(benches.as_json(found) if as_json else benches.as_text(found))
+        found = benches.attack(samples=samples, device=device)
+        text = benches.as_text(found)
+    else:
+        raise UserError(f"bench {what}: unknown. Allowed: driver, attack, store.")
+    print(json.dumps(asdict(found)) if as_json else text)
 
 
 def main() -> None:

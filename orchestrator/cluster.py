@@ -1,6 +1,6 @@
 """The Ray cluster a run works on: joining it, how many actors it has room for, asking it to grow.
 
-driver.py, metrics.py and last_words.py import ray too, and no other file does.
+driver.py, actor.py, metrics.py, last_words.py and bench_driver.py import ray too, and no other file does.
 """
 
 from __future__ import annotations

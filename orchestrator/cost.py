@@ -19,16 +19,38 @@ def images(spec: dict[str, Any]) -> float:
     """Images that the task of a specification trains on: epochs, or the passes its method declares, times the
     sizes of the sets.
     """
-    own = spec["method"] if "method" in spec else spec["training"]["epochs"]
-    parts = (spec["dataset"], spec["members"], spec.get("forget"), own)
-    return _images(spec["kind"], *map(_key, parts))
+    return Images()._count(spec)
 
 
-def _key(part: Any) -> str:
-    """A part of a specification without what tells tasks of equal size apart."""
-    if isinstance(part, dict):
-        part = {name: value for name, value in part.items() if name not in ("draw", "pair", "half")}
-    return canonical(part)
+class Images:
+    """What `images` gives, for many specifications that share parts; each, and each part, is looked at once.
+    They must not be changed while this is in use.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, str]] = {}  # by identity; holding the part keeps that its own
+        self._counts: dict[int, tuple[Any, float]] = {}  # of whole specifications, likewise
+
+    def __call__(self, spec: dict[str, Any]) -> float:
+        known = self._counts.get(id(spec))
+        if known is None:
+            known = self._counts[id(spec)] = (spec, self._count(spec))
+        return known[1]
+
+    def _count(self, spec: dict[str, Any]) -> float:
+        own = spec["method"] if "method" in spec else spec["training"]["epochs"]
+        parts = (spec["dataset"], spec["members"], spec.get("forget"), own)
+        return _images(spec["kind"], *map(self._key, parts))
+
+    def _key(self, part: Any) -> str:
+        """A part of a specification without what tells tasks of equal size apart."""
+        if not isinstance(part, dict):
+            return canonical(part)
+        known = self._known.get(id(part))
+        if known is None:
+            counts = {name: value for name, value in part.items() if name not in ("draw", "pair", "half")}
+            known = self._known[id(part)] = (part, canonical(counts))
+        return known[1]
 
 
 @cache
@@ -69,9 +91,10 @@ def _share(forget: dict[str, Any], counts: dict[str, float]) -> float:
     return catalogue.formula(recipe.constants["share"], sizes | counts | {"listed": listed})
 
 
-def training_images(plan: Plan) -> dict[str, float]:
+def training_images(plan: Plan, count: Images | None = None) -> dict[str, float]:
     """Images that all tasks train on, also with a base and a retrain for each unlearn task alone."""
-    of = {task.id: images(task.spec) for task in plan.tasks}
+    count = count or Images()
+    of = {task.id: count(task.spec) for task in plan.tasks}
     unshared = 0.0
     for cell in plan.cells:
         for variant in (v for v in cell.variants if plan.runs(v)):
@@ -104,28 +127,34 @@ class _Pace:
         return wall + self.evaluate_s / self.runs
 
 
-def hours(left: Iterable[Task], timed: Iterable[dict[str, Any]]) -> tuple[float | None, int]:
+def hours(
+    left: Iterable[Task], timed: Iterable[dict[str, Any]], count: Images | None = None
+) -> tuple[float | None, int]:
     """Device hours that tasks take, and how many of them are of a kind never timed.
 
-    timed: finished runs (columns TIMED). A task is estimated from the timed runs of its kind and method on
-    its dataset, architecture and track, at their seconds per training image; one of a kind never timed at the
-    pace of the timed bases on the same dataset and architecture. Without such a base the hours are None.
+    timed: finished runs (columns TIMED; `spec` as JSON, of a task of this plan as it is). A task is estimated
+    from the timed runs of its kind and method on its dataset, architecture and track, at their seconds per
+    training image; one of a kind never timed at the pace of the timed bases on the same dataset and
+    architecture. Without such a base the hours are None.
     """
     paces: dict[tuple[str, ...], _Pace] = {}
+    count = count or Images()
     for row in timed:
-        spec = json.loads(row["spec"] or "null")
-        if spec is None or not _known(spec):
+        known = isinstance(row["spec"], dict)
+        spec = row["spec"] if known else json.loads(row["spec"] or "null")
+        if spec is None or not (known or _known(spec)):
             continue
-        keys = [_kind(row)] + ([_kind(row)[2:4]] if row["kind"] == "base" else [])
-        for key in keys:
-            paces.setdefault(key, _Pace()).add(row, images(spec))
+        trained_on = count(spec) if known else images(spec)
+        kind = _kind(row)
+        for key in (kind, kind[2:4]) if row["kind"] == "base" else (kind,):
+            paces.setdefault(key, _Pace()).add(row, trained_on)
     total, guessed = 0.0, 0
     for task in left:
         kind = _kind(task.columns())
         pace = paces.get(kind) or paces.get(kind[2:4])
         if pace is None:
             return None, 0
-        total += pace.seconds(images(task.spec))
+        total += pace.seconds(count(task.spec))
         guessed += kind not in paces
     return total / 3600, guessed
 

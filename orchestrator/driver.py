@@ -8,87 +8,48 @@ id: that a worker is lost, or a task moves, changes nothing but the time.
 
 from __future__ import annotations
 
+import pickle
 import time
-from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from orchestrator import cluster, datasets, last_words
+from orchestrator import cluster, datasets, last_words, window
+from orchestrator.actor import Actor, InFlight, Runner
 from orchestrator.cluster import Resources
 from orchestrator.errors import UserError
 from orchestrator.metrics import exported
 from orchestrator.plan import Task
 from orchestrator.session import Session
 
-WINDOW = 2  # tasks an actor has at once: one runs, one waits, so that no actor idles for a round trip
+WORKER = "workers.worker:Worker"
 LOST_RETRIES = 3
 OOM_RETRIES = 2
 START_RETRIES = 3
 POLL_S = 0.2
+FEW = 64  # of so many busy actors one is waited for
 SCALE_S = 2.0  # how often the actors are matched to the cluster and to the work
 PATIENCE_S = 30.0  # after so long without any worker the user is told what is waited for
 IDLE_S = 60.0  # an actor without work for so long goes, and with the last one its node may
 
 
-@dataclass
-class InFlight:
-    """A task given to an actor, with the references of its two results."""
-
-    task: Task
-    outcome: Any
-    weights: Any
-
-
-@dataclass
-class Runner:
-    """An actor and what it was given; the first in the queue is the one that runs."""
-
-    name: str
-    actor: Any
-    introduced: Any  # a reference of where it runs, there before `starting`
-    starting: Any  # a reference that is there once the actor has started; None from then on
-    share: cluster.Share
-    place: last_words.Place = field(default_factory=dict)
-    queue: deque[InFlight] = field(default_factory=deque)
-    since: float = 0.0  # when the first in the queue became so, or the queue became empty
-    datasets: set[str] = field(default_factory=set)  # those whose bytes it was sent
-
-
-def run(session: Session, data: str, resources: Resources) -> None:
-    """Run every task of the session on the actors of the connected cluster."""
+def run(session: Session, data: str, resources: Resources, worker: str = WORKER) -> None:
+    """Run every task of the session on the actors of the connected cluster. worker: MODULE:CLASS of what the
+    actors run tasks with.
+    """
     if session.schedule.total:
-        driver = _Driver(session, data, resources)
+        driver = _Driver(session, data, resources, worker)
         with exported(session, lambda: driver.share.gpus):
             driver.run()
 
 
-def _actor_class(base: type) -> Any:
-    """The worker as a Ray actor that returns weights apart, so that they stay in the object store."""
-
-    class Actor(base):  # type: ignore[misc]
-        @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
-        def run_apart(self, task: dict[str, Any], weights: bytes | None = None) -> tuple[Any, bytes | None]:
-            outcome = self.run(task, weights)
-            weights, outcome.weights = outcome.weights, None
-            return outcome, weights
-
-        def introduce(self) -> last_words.Place:
-            return last_words.introduce()
-
-    return ray.remote(Actor)
-
-
 class _Driver:
-    def __init__(self, session: Session, data: str, resources: Resources) -> None:
-        from workers.worker import Worker
-
+    def __init__(self, session: Session, data: str, resources: Resources, worker: str) -> None:
         self.session, self.schedule, self.resources = session, session.schedule, resources
         self.data, self.made = data, 0
         self.folders = datasets.folders(session.plan.grid.datasets)
-        self.actor_class = _actor_class(Worker)
+        self.worker, self.actor_class = worker, ray.remote(Actor)
         self.packs = resources.actors_per_gpu == "auto"  # whether memory shall tell how many share a GPU
         self.share = cluster.share(resources.device, 1 if self.packs else int(resources.actors_per_gpu))
         self.runners: list[Runner] = []
@@ -136,7 +97,7 @@ class _Driver:
 
     def _new_loader(self) -> Any:
         options = {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": cluster.here()}
-        return self.actor_class.options(**options).remote(self.data, "cpu", folders=self.folders)
+        return self.actor_class.options(**options).remote(self.worker, self.data, "cpu", folders=self.folders)
 
     def _samples(self, dataset: str, new: bool) -> dict[str, Any]:
         self.arrays[dataset] = self.loader.arrays.remote(dataset)
@@ -207,7 +168,8 @@ class _Driver:
 
     def _new_runner(self) -> Runner:
         self.made += 1
-        actor = self.actor_class.options(**self.share.options()).remote(self.data, folders=self.folders)
+        options = self.share.options()
+        actor = self.actor_class.options(**options).remote(self.worker, self.data, folders=self.folders)
         introduced, starting = actor.introduce.remote(), actor.memory_mib.remote()
         return Runner(f"actor-{self.made}", actor, introduced, starting, self.share)
 
@@ -228,18 +190,16 @@ class _Driver:
     # ---- giving -------------------------------------------------------------------------------------------
 
     def _fill(self) -> bool:
-        """Give tasks to actors with room, emptiest first; False when nothing is left to wait for."""
+        """Give tasks to actors with room; False when nothing is left to wait for."""
         able = [runner for runner in self.runners if runner.starting is None and runner.share == self.share]
-        for depth in range(WINDOW):
-            for runner in able:
-                if len(runner.queue) == depth and self._more(depth) and not self._feed(runner):
-                    break
+        starting = sum(runner.starting is not None for runner in self.runners)
+        window.fill(self.schedule, able, self._feed, lambda queued: self._more(queued, starting))
         self.session.progress.running = busy = sum(bool(runner.queue) for runner in self.runners)
         return busy > 0 or (len(self.schedule) > 0 and not able)
 
-    def _more(self, depth: int) -> bool:
+    def _more(self, queued: int, starting: int) -> bool:
         """Whether a task may wait in an actor's queue: not one that an actor about to start could run."""
-        return not depth or len(self.schedule) > sum(runner.starting is not None for runner in self.runners)
+        return not queued or not starting or len(self.schedule) > starting
 
     def _feed(self, runner: Runner) -> bool:
         """Give an actor its next task; False if there is none. One whose base is lost waits for that."""
@@ -257,8 +217,12 @@ class _Driver:
         if not runner.queue:
             runner.since = time.monotonic()
         self.session.events.given(task, runner.name)
-        outcome, trained = runner.actor.run_apart.remote(self.session.payload(task), weights)
-        runner.queue.append(InFlight(task, outcome, trained))
+        payload = pickle.dumps(self.session.payload(task), pickle.HIGHEST_PROTOCOL)
+        given = (payload,) if weights is None else (payload, weights)
+        if task.leaves_model:
+            runner.queue.append(InFlight(task, *runner.actor.run_apart.remote(*given)))
+        else:
+            runner.queue.append(InFlight(task, runner.actor.run.remote(*given), None))
 
     def _weights(self, task: Task) -> Any:
         """A reference of the weights that a task starts from; None if it needs none or they are lost."""
@@ -269,14 +233,23 @@ class _Driver:
     # ---- taking -------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        """Take the outcomes that are there and the actors that have started; wait a moment for the first."""
-        awaited = {r.queue[0].outcome if r.queue else r.starting: r for r in self.runners if self._awaited(r)}
+        """Take the outcomes that are there and the actors that have started; wait a moment for the first.
+
+        A pass costs some time for each actor, so of many actors a few are waited for, and of a deep queue the
+        middle: its tasks end in order.
+        """
+        awaited = {
+            runner.middle(): runner for runner in self.runners if runner.queue or runner.starting is not None
+        }
         if not awaited:
             time.sleep(POLL_S)
             return
         ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0)
         if not ready:
-            ready, _ = ray.wait(list(awaited), num_returns=1, timeout=POLL_S)
+            ready, _ = ray.wait(list(awaited), num_returns=1 + len(awaited) // FEW, timeout=POLL_S)
+        if not ready:
+            awaited = {runner.queue[0].outcome: runner for runner in self.runners if runner.queue}
+            ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0) if awaited else ([], [])
         for reference in ready:
             runner = awaited[reference]
             if runner.starting is None:
@@ -284,32 +257,45 @@ class _Driver:
             else:
                 self._start(runner)
 
-    @staticmethod
-    def _awaited(runner: Runner) -> bool:
-        return bool(runner.queue) or runner.starting is not None
-
     def _take(self, runner: Runner) -> None:
-        flight = runner.queue[0]
+        """Take the outcome of an actor's first task, and of those behind it that are there, too."""
+        flights = runner.ended()
         try:
-            outcome = ray.get(flight.outcome)
-            outcome.weights = ray.get(flight.weights) if flight.task.leaves_model else None
+            outcomes = ray.get([flight.outcome for flight in flights])
+        except RayError:
+            flights = flights[:1]  # the others are looked at when it is known what became of the first
+            outcomes = None
+        now = time.monotonic()
+        runner.task_s = window.paced(runner.task_s, now - runner.since, len(flights))
+        for place, flight in enumerate(flights):
+            outcome = self._outcome(runner, flight, outcomes and outcomes[place])
+            if outcome is None:
+                return
+            runner.queue.popleft()
+            runner.since = now
+            if outcome.status == "oom" and self._retry_oom(runner, flight.task):
+                return  # those behind it are to run again
+            self._finish(runner, flight, outcome)
+
+    def _outcome(self, runner: Runner, flight: InFlight, outcome: bytes | None) -> Any:
+        """The outcome of an actor's first task with the weights it left; None if there is none, which is then
+        dealt with. outcome: None if it is still to be fetched.
+        """
+        try:
+            found = pickle.loads(ray.get(flight.outcome) if outcome is None else outcome)
+            found.weights = None if flight.weights is None else ray.get(flight.weights)
+            return found
         except RayTaskError as error:
             if isinstance(error.cause, RayError):  # what the task needed was lost on its way
                 self._lose(runner, "lost_worker", str(error.cause))
-                return
+                return None
             runner.queue.popleft()  # the worker itself failed, which it never should
             runner.since = time.monotonic()
             self._fail(runner, flight.task, "bug", " ".join(str(error).split())[-300:], str(error))
-            return
         except RayError as error:  # an actor, a node or an object is lost
             hungry = isinstance(error, OutOfMemoryError) or "OutOfMemory" in str(error)
             self._lose(runner, "oom" if hungry else "lost_worker", str(error))
-            return
-        runner.queue.popleft()
-        runner.since = time.monotonic()
-        if outcome.status == "oom" and self._retry_oom(runner, flight.task):
-            return
-        self._finish(runner, flight, outcome)
+        return None
 
     def _finish(self, runner: Runner, flight: InFlight, outcome: Any) -> None:
         task = flight.task

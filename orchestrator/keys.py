@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -19,11 +18,6 @@ ID_LENGTH = 20  # hexadecimal digits, 80 bits: a collision among 10^6 tasks has 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces; NaN and infinities raise ValueError."""
     return _ENCODER.encode(value)
-
-
-@lru_cache(maxsize=10_000)
-def _quoted(text: str) -> str:
-    return canonical(text)
 
 
 def present(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,22 +39,31 @@ class Digester:
     def __init__(self, shared: Iterable[str]) -> None:
         self._shared = frozenset(shared)
         self._known: dict[int, tuple[Any, str]] = {}  # by identity; holding the value keeps that its own
+        self._orders: dict[tuple[str, ...], list[tuple[str, str, bool]]] = {}
 
     def digest(self, value: Mapping[str, Any]) -> str:
         """What `digest` gives."""
-        return hashlib.sha256(self._mapping(value).encode()).hexdigest()[:ID_LENGTH]
+        return hashlib.sha256(self.text(value).encode()).hexdigest()[:ID_LENGTH]
 
-    def _mapping(self, value: Mapping[str, Any]) -> str:
-        return f"{{{','.join([f'{_quoted(key)}:{self._text(key, value[key])}' for key in sorted(value)])}}}"
+    def text(self, value: Mapping[str, Any]) -> str:
+        """What `canonical` gives."""
+        keys = tuple(value)
+        order = self._orders.get(keys)
+        if order is None:
+            order = [(key, f"{canonical(key)}:", key in self._shared) for key in sorted(keys)]
+            self._orders[keys] = order
+        return f"{{{','.join([name + self._of(value[key], shared) for key, name, shared in order])}}}"
 
-    def _text(self, key: str, value: Any) -> str:
-        if key not in self._shared:
-            kind = type(value)
-            if kind is str:
-                return _quoted(value)
-            if kind is int:
-                return str(value)
-            return self._mapping(value) if kind is dict else canonical(value)
+    def _of(self, value: Any, shared: bool) -> str:
+        kind = type(value)
+        if kind is int:
+            return str(value)
+        if kind is bool:
+            return "true" if value else "false"
+        if kind is str and value.isascii() and value.isalnum():
+            return f'"{value}"'
+        if not shared:
+            return self.text(value) if kind is dict else canonical(value)
         known = self._known.get(id(value))
         if known is None:
             known = self._known[id(value)] = (value, canonical(value))

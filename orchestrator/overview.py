@@ -1,4 +1,7 @@
-"""Facts about plans, results and plug-ins for the command line: `of_…` collects them, `…_text` shows them."""
+"""Facts about plans, results and plug-ins for the command line: `of_…` collects them, `…_text` shows them.
+
+What only plans need is imported where they are: `lethe status` does without pydantic.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,12 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import architectures, arithmetic, catalogue, schema
-from orchestrator.cost import TIMED, hours, training_images
+from orchestrator import catalogue, parquet, schema
 from orchestrator.errors import UserError, nearest
-from orchestrator.parameters import NAMES
-from orchestrator.plan import Plan
-from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
+    from orchestrator.plan import Plan
     from orchestrator.runner import Ended
 
 
@@ -27,20 +27,25 @@ def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
     """Counts, training images, what is done, and hours from timed runs: `gpu_hours` from those on GPUs,
     `device_hours` from any; `untimed_tasks` of them from the passes that methods declare.
     """
-    runs = store.runs(["task_id", "status", "device", *TIMED]).to_pylist() if store else []
+    from orchestrator import arithmetic
+    from orchestrator.cost import Images, hours, training_images
+    from orchestrator.schedule import FAILURES, Schedule
+
+    runs = _ledger(plan, store) if store else []
     timed = [row for row in runs if row["status"] == "done"]
     statuses = {row["task_id"]: row["status"] for row in runs}
     done = {row["task_id"] for row in timed} & plan.by_id.keys()
     has_model = (store.models() if store else set()).__contains__
     left = Schedule(plan.tasks, statuses, retry=FAILURES, has_model=has_model).pending()
     on_gpu = [row for row in timed if not str(row["device"]).startswith("cpu")]
-    device_hours, guessed = hours(left, timed)
+    count = Images()
+    device_hours, guessed = hours(left, timed, count)
     return plan.counts() | {
         "done": len(done),
-        "gpu_hours": hours(left, on_gpu)[0],
+        "gpu_hours": hours(left, on_gpu, count)[0],
         "device_hours": device_hours,
         "untimed_tasks": guessed,
-        **training_images(plan),
+        **training_images(plan, count),
         "impossible": [reason for _, reason in plan.impossible],
         "devices": sorted({str(row["device"]) for row in timed}),
         "cells": len(plan.cells),
@@ -50,8 +55,26 @@ def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
     }
 
 
+def _ledger(plan: Plan, store: Store) -> list[dict[str, Any]]:
+    """The rows of the ledger with the columns that `hours` takes. Specifications are most of a ledger, so
+    those of tasks of the plan are taken from there.
+    """
+    from orchestrator.cost import TIMED
+
+    rows = parquet.rows(store.runs(["task_id", "status", "device", *TIMED[:-1]]))
+    others = any(row["task_id"] not in plan.by_id for row in rows)
+    table = store.runs(["task_id", "spec"]) if others else None
+    specs = dict(zip(*(column.to_pylist() for column in table.columns[:2]), strict=True)) if table else {}
+    for row in rows:
+        task = plan.by_id.get(row["task_id"])
+        row["spec"] = specs[row["task_id"]] if task is None else task.spec
+    return rows
+
+
 def plan_text(facts: dict[str, Any]) -> str:
     """The plan as a few lines."""
+    from orchestrator import arithmetic
+
     parts = [arithmetic.Part(**part) for part in facts["parts"]]
     lines = [
         f"{facts['tasks']:,} tasks in {facts['cells']:,} cell{'' if facts['cells'] == 1 else 's'}:"
@@ -165,6 +188,8 @@ def status_text(facts: dict[str, Any]) -> str:
 
 def of_kind(kind: str) -> list[dict[str, Any]]:
     """Plug-ins with name, label, paper, version, summary and parameters; or the columns of all tables."""
+    from orchestrator import architectures
+
     if kind == "columns":
         return [
             {"table": table, "name": c.name, "type": str(c.type), "unit": c.unit, "meaning": c.meaning}
@@ -209,6 +234,8 @@ AUDIT_SETS = {
 
 
 def _parameter(parameter: catalogue.Parameter) -> dict[str, Any]:
+    from orchestrator.parameters import NAMES
+
     default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
     facts = {"default": default, "low": parameter.low, "high": parameter.high, "log": parameter.log}
     facts |= {"names": True} if parameter.kind == NAMES else {}

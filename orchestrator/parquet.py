@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from orchestrator import schema
 from orchestrator.keys import canonical
 
+END = 16_384  # bytes at the end of a file that are read at once
+SMALL = 10_000  # rows that are read faster by one thread than by several
 COMPACT = "compact-"  # names of files that hold the rows of several parts begin so
 PRECISIONS = ("float32", "float16")  # of φ in compacted files
 HALF_MAX = float(np.finfo(np.float16).max)
@@ -65,10 +67,24 @@ def facts_of(parquet: pq.ParquetFile) -> dict[str, Any]:
 def opened(file: Any, table: str) -> pq.ParquetFile:
     """A Parquet file of ours; ArrowInvalid if it is none of this table."""
     parquet = pq.ParquetFile(file, page_checksum_verification=True)
-    metadata = parquet.schema_arrow.metadata or {}
-    if metadata.get(b"lethe_table", b"").decode() != table:
+    if (parquet.metadata.metadata or {}).get(b"lethe_table", b"").decode() != table:
         raise pa.ArrowInvalid("not a part of this table")
     return parquet
+
+
+def check_end(file: Any, table: str) -> bool:
+    """True; ArrowInvalid if the end of a file is not that of a Parquet file of this table. In a twentieth of
+    the time that `opened` takes, since what the end says is not parsed.
+    """
+    size = file.size()
+    end = file.read_at(min(size, END), size - min(size, END))
+    footer = int.from_bytes(end[-8:-4], "little") + 8
+    if footer > len(end):
+        end = file.read_at(min(size, footer), size - min(size, footer))
+    named = end.find(b"lethe_table", len(end) - footer)
+    if len(end) < footer or end[-4:] != b"PAR1" or named < 0 or end.find(table.encode(), named) < 0:
+        raise pa.ArrowInvalid("not a part of this table")
+    return True
 
 
 # ---- reading ---------------------------------------------------------------------------------------------
@@ -81,7 +97,7 @@ def read(parquet: pq.ParquetFile, wanted: pa.Schema, chunks: Collection[int] | N
     known = parquet.schema_arrow.names
     there = [name for name in wanted.names if name in known]
     if chunks is None:
-        return filled(parquet.read(columns=there), wanted)
+        return filled(parquet.read(columns=there, use_threads=parquet.metadata.num_rows > SMALL), wanted)
     groups = [i for i in range(parquet.num_row_groups) if _may_hold(parquet.metadata.row_group(i), chunks)]
     table = filled(parquet.read_row_groups(groups, columns=there), wanted)
     return table.filter(pc.is_in(table["chunk"], pa.array(list(chunks), pa.int16())))
@@ -107,12 +123,28 @@ def filled(table: pa.Table, wanted: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=wanted) if columns else wanted.empty_table()
 
 
+def rows(table: pa.Table) -> list[dict[str, Any]]:
+    """What `to_pylist` gives, many times as fast for texts and numbers."""
+    names = table.column_names
+    columns = [_values(column) for column in table.columns]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    kind = column.type
+    whole = column.null_count == 0 and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    fast = whole or pa.types.is_string(kind)
+    return list(column.to_numpy().tolist() if fast else column.to_pylist())
+
+
 def latest(runs: pa.Table) -> pa.Table:
-    """Of several rows for one task the one with the highest attempt; of a table with rows."""
+    """Of several rows for one task the one with the highest attempt; of a table with rows. In Arrow alone:
+    `pyarrow.array` imports pandas, half a second.
+    """
     order = pc.sort_indices(runs, sort_keys=[("task_id", "ascending"), ("attempt", "descending")])
-    ids = runs["task_id"].take(order).combine_chunks().to_numpy(zero_copy_only=False)
-    first = np.concatenate([[True], ids[1:] != ids[:-1]])
-    return runs.take(pc.filter(order, pa.array(first)))
+    ids = runs["task_id"].take(order)
+    new = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).combine_chunks()
+    return runs.take(pa.concat_arrays([order.slice(0, 1), order.slice(1).filter(new)]))
 
 
 def collect(

@@ -97,10 +97,10 @@ def patient(call: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P],
 
 
 def each(store: S, names: Sequence[str], get: Callable[[str], R]) -> Iterator[R]:
-    """What `get` makes of each name, in order; on an object store, where each takes several round trips, of
-    many at once.
+    """What `get` makes of each name, in order, of many at once: on an object store each takes several round
+    trips, on a disk several cores help.
     """
-    if store.local or len(names) < 2:
+    if len(names) < 2:
         yield from map(get, names)
         return
     with ThreadPoolExecutor(AT_ONCE) as pool:

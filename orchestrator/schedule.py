@@ -8,7 +8,7 @@ scores of others are held back until these are done.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
 
 from orchestrator.held import Held, parents_of
@@ -39,6 +39,8 @@ class Schedule:
         self._ready: dict[str, deque[Task]] = {}  # base id -> unlearn tasks whose base is there, never empty
         self._waiting: dict[str, list[Task]] = {}  # base id -> unlearn tasks whose base is not there yet
         self._owner: dict[str, str] = {}  # base id in _ready -> the runner that holds it
+        self._owned: dict[str, dict[str, None]] = {}  # runner -> bases in _ready it holds, newest last
+        self._free: OrderedDict[str, None] = OrderedDict()  # the bases in _ready that nobody holds, in order
         self._children: dict[str, int] = {}  # base id -> unlearn tasks not finished
         self.skipped: list[tuple[Task, str]] = []  # cannot run, with the reason; to be recorded at the start
         todo = _to_run(tasks, statuses, retry)
@@ -80,7 +82,7 @@ class Schedule:
             elif base in todo or base in self._open:
                 self._waiting.setdefault(base, []).append(task)
             elif statuses.get(base) == "done":
-                self._ready.setdefault(base, deque()).append(task)
+                self._group(base).append(task)
             else:
                 reasons[task.id] = _reason(by_id.get(base), base, statuses.get(base, "missing"))
             if task.id in reasons:
@@ -97,33 +99,52 @@ class Schedule:
 
     def take(self, runner: str) -> Task | None:
         """The next task for a runner, or None if it has to wait."""
-        mine = [base for base, owner in self._owner.items() if owner == runner]
-        base = mine[-1] if mine else None  # the newest first, so that few models wait to be gone on from
-        if base is None:
-            base = next((base for base in self._ready if base not in self._owner), None)
-            if base is not None:
-                self._owner[base] = runner
-        if base is None and self._train:
+        mine = self._owned.get(runner)
+        if mine:
+            return self._child(next(reversed(mine)))  # the newest first: few models wait to be gone on from
+        if self._free:
+            base = next(iter(self._free))
+            self._own(base, runner)
+            return self._child(base)
+        if self._train:
             return self._train.popleft()
-        if base is None:
-            base = max(self._ready, key=lambda base: len(self._ready[base]), default=None)
-        return None if base is None else self._child(base)
+        base = max(self._ready, key=lambda base: len(self._ready[base]), default="")
+        return self._child(base) if base else None
+
+    def _group(self, base: str) -> deque[Task]:
+        """The tasks that wait for a runner to start from a base that is there."""
+        if base not in self._ready:
+            self._ready[base], self._free[base] = deque(), None
+        return self._ready[base]
+
+    def _own(self, base: str, runner: str) -> None:
+        """Note that a runner holds a base, and nobody else."""
+        self._free.pop(base, None)
+        if (before := self._owner.get(base)) is not None:
+            del self._owned[before][base]
+        self._owner[base] = runner
+        self._owned.setdefault(runner, {})[base] = None
 
     def _child(self, base: str) -> Task:
         """The next task of a base; a base without further ones is dropped, so that `take` stays fast."""
-        group = self._ready[base]
-        task = group.popleft()
-        if not group:
-            del self._ready[base]
-            self._owner.pop(base, None)
+        task = self._ready[base].popleft()
+        if not self._ready[base]:
+            self._close(base)
         return task
+
+    def _close(self, base: str) -> Iterable[Task]:
+        """Forget the group of a base, if there is one; returns its tasks."""
+        self._free.pop(base, None)
+        if (owner := self._owner.pop(base, None)) is not None:
+            del self._owned[owner][base]
+        return self._ready.pop(base, ())
 
     def put_back(self, task: Task) -> None:
         """A task that was taken did not finish and has to run again."""
         if task.base is None:
             self._train.appendleft(task)
         else:
-            self._ready.setdefault(task.base, deque()).appendleft(task)
+            self._group(task.base).appendleft(task)
 
     def make_again(self, task: Task) -> None:
         """A task was taken whose base's weights turned out to be lost: the base runs again, it waits."""
@@ -133,8 +154,7 @@ class Schedule:
             before = len(self)
             self._sort_in(self._with_bases([base]), {base.id}, self._statuses, self._has_model)
             self.total, self.left = self.total + len(self) - before, self.left + len(self) - before
-        self._owner.pop(base.id, None)
-        self._waiting.setdefault(base.id, []).extend([task, *self._ready.pop(base.id, ())])
+        self._waiting.setdefault(base.id, []).extend([task, *self._close(base.id)])
 
     def finish(self, task: Task, status: str, runner: str) -> list[tuple[Task, str]]:
         """Note how a task ended; returns the tasks that cannot run because of it, with the reason."""
@@ -195,8 +215,8 @@ class Schedule:
             self.left -= len(skipped)
             return [(child, _reason(task, task.id, status)) for child in skipped]
         if waiting := self._waiting.pop(task.id, []):
-            self._ready[task.id] = deque(waiting)
-            self._owner[task.id] = runner
+            self._group(task.id).extend(waiting)
+            self._own(task.id, runner)
         return []
 
     def _drop(self, failed: str) -> list[Task]:
@@ -214,7 +234,9 @@ class Schedule:
 
     def forget_runner(self, runner: str) -> None:
         """A runner is gone: what it held belongs to nobody."""
-        self._owner = {base: owner for base, owner in self._owner.items() if owner != runner}
+        for base in self._owned.pop(runner, {}):
+            del self._owner[base]
+            self._free[base] = None
 
     def needs(self, base: str) -> bool:
         """Whether an unlearn task that has not finished starts from this base."""

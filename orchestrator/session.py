@@ -1,34 +1,40 @@
 """One run over one results folder: what inline.py and driver.py share.
 
 It asks the schedule for tasks and records outcomes: the single writer. A base's weights are durable before
-its row, scores before the rows of `runs`, and a task is done when its row is durable.
+its row, scores before the rows of `runs`, and a task is done when its row is durable. Files that need not
+wait for each other are written at the same time, since making one durable is waiting for a disk.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import __version__, datasets, models, schema
+from orchestrator import __version__, datasets, models, parquet, schema
 from orchestrator.architectures import requires
 from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.held import parents_of
-from orchestrator.keys import canonical
+from orchestrator.keys import Digester, canonical
 from orchestrator.lock import Lock
-from orchestrator.plan import Plan, Task
+from orchestrator.plan import SHARED, Plan, Task
 from orchestrator.provenance import commit
 from orchestrator.sample_lists import SampleLists
 from orchestrator.schedule import FAILURES, Schedule
 from orchestrator.store import Store, new_part, score_facts, score_folder, score_rows
 
-FLUSH_ROWS = 256
+FLUSH_ROWS = 256  # rows that wait for a flush at most,
+FLUSH_EVERY_S = 1.0  # or what finishes in a second where that is more: a flush takes some 20 files
+WRITERS = 16  # files that are written at the same time
+SAVING = 64 * 2**20  # bytes of weights that may wait to be written; more are waited for
 LEDGER = (
     *("task_id", "status", "attempt", "design", "part", "dataset", "architecture", "kind", "method", "log"),
     *("weights_sha256", "left_sha256"),
@@ -55,6 +61,15 @@ class Progress:
 Display = Callable[[Progress], None]
 
 
+@dataclass
+class Scored:
+    """Scores of one folder that wait to be written, and what their metadata tell of the models."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    specs: list[dict[str, Any]] = field(default_factory=list)
+    versions: set[str] = field(default_factory=set)
+
+
 class Session:
     """The state of a run. Use as a context: it flushes when left, however it is left."""
 
@@ -71,7 +86,7 @@ class Session:
     ) -> None:
         self.plan, self.store, self.lock, self.display = plan, store, lock, display
         self.keep_models, self.flush_s = keep_models, plan.grid.run.flush_s
-        ledger = store.runs(LEDGER).to_pylist()
+        ledger = parquet.rows(store.runs(LEDGER))
         self._designs = set(store.read_table("designs", ["design"])["design"].to_pylist())
         statuses = self._usable(ledger)
         aside = store.set_aside()
@@ -85,10 +100,13 @@ class Session:
         self.progress = Progress(total=self.schedule.total)
         self.note(aside)
         self._lists = SampleLists(plan, store)
+        self._texts = Digester(SHARED)
         self._rows: list[dict[str, Any]] = []
-        self._scores: dict[str, list[dict[str, Any]]] = {}
+        self._scores: dict[str, Scored] = {}  # by folder
         self._new_designs: list[dict[str, Any]] = []
         self._to_delete: set[str] = set()
+        self._writers = ThreadPoolExecutor(WRITERS, "lethe-writer")
+        self._saving: deque[tuple[Future[None], int]] = deque()  # weights being written, and their bytes
         self._flushed = time.monotonic()
         for task, reason in self.schedule.skipped:
             self._record(task, "skipped", reason)
@@ -117,6 +135,7 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.flush()
+        self._writers.shutdown()
 
     # ---- the life of a task -------------------------------------------------------------------------------
 
@@ -128,6 +147,7 @@ class Session:
         """The weights that a task starts from. None if the file is damaged, or of another model: what makes
         them is then scheduled again, and the task after it.
         """
+        self._saved()
         base = str(task.base)
         content = self.store.read_model(base) if self.store.has_model(base) else b""
         found = models.weights_sha256(content)
@@ -142,7 +162,7 @@ class Session:
     def finished(self, task: Task, outcome: Any, runner: str, retries: int = 0) -> None:
         """Record the Outcome of a task (workers/run_task.py), and what cannot run because of it."""
         if outcome.weights is not None:
-            self.store.write_model(task.id, outcome.weights)
+            self._save(task.id, outcome.weights)
             self._there.add(task.id)
         self._record(task, outcome.status, outcome.reason, outcome, retries)
         self._count(outcome.status)
@@ -169,15 +189,14 @@ class Session:
         attempt = self._attempts.get(task.id, 0) + 1
         self._attempts[task.id] = attempt
         row: dict[str, Any] = {"finished_at": time.time(), **(outcome.row if outcome else {})}
-        versions = json.loads(row.get("versions") or "{}") | {"lethe": __version__}
         row |= task.columns() | {
-            "spec": canonical(task.spec),
+            "spec": self._texts.text(task.spec),
             "status": status,
             "reason": reason,
             "attempt": attempt,
             "retries": retries,
             "commit": commit(),
-            "versions": canonical(versions),
+            "versions": _versions(row.get("versions") or "{}"),
         }
         if model := _model_sha256(row):
             self._models[task.id] = model
@@ -185,8 +204,10 @@ class Session:
         if outcome is not None and outcome.scores is not None:
             folder = score_folder(row["dataset"], row["architecture"], row["kind"], row["method"])
             scores = outcome.scores
-            rows = score_rows(task.id, scores.phi, scores.correct, scores.views, scores.columns)
-            self._scores.setdefault(folder, []).extend(rows)
+            waiting = self._scores.setdefault(folder, Scored())
+            waiting.rows += score_rows(task.id, scores.phi, scores.correct, scores.views, scores.columns)
+            waiting.specs.append(task.spec)
+            waiting.versions.add(row["versions"])
         if outcome is not None and outcome.design and outcome.design["design"] not in self._designs:
             self._designs.add(outcome.design["design"])
             self._new_designs.append(outcome.design | {"dataset": row["dataset"]})
@@ -217,37 +238,48 @@ class Session:
     # ---- writing ------------------------------------------------------------------------------------------
 
     def flush_if_due(self) -> None:
-        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed >= self.flush_s:
+        waited = time.monotonic() - self._flushed
+        if waited >= (FLUSH_EVERY_S if len(self._rows) >= FLUSH_ROWS else self.flush_s):
             self.flush()
 
     def flush(self) -> None:
-        """Make everything durable: designs, scores, then rows; then drop bases nobody needs."""
+        """Make everything durable: weights, designs, scores, then rows; then drop bases nobody needs."""
         self._flushed = time.monotonic()
+        self._saved()
         if self._rows:
             part = new_part()
             if self._new_designs:
                 self.store.write_part("designs", self._new_designs, part)
-            for folder, rows in self._scores.items():
-                self.store.write_part("scores", rows, part, folder, self._score_facts(rows))
+            list(self._writers.map(lambda folder: self._write_scores(folder, part), self._scores))
             self.store.write_part("runs", [row | {"part": part} for row in self._rows], part)
             self._rows, self._scores, self._new_designs = [], {}, []
-        for base in self._to_delete:
-            self._delete_model(base)
+        list(self._writers.map(self._delete_model, self._to_delete))
         self._to_delete.clear()
         self.events.flush(self.progress)
         self.lock.beat()
 
+    def _write_scores(self, folder: str, part: str) -> None:
+        """Write the scores of one folder that wait."""
+        waiting = self._scores[folder]
+        views = 1 + max(row["view"] for row in waiting.rows)
+        facts = score_facts(waiting.specs[0]["dataset"], views, waiting.versions, waiting.specs)
+        self.store.write_part("scores", waiting.rows, part, folder, facts)
+
+    def _save(self, task_id: str, weights: bytes) -> None:
+        """Begin to write the weights of a model."""
+        while self._saving and len(weights) + sum(size for _, size in self._saving) > SAVING:
+            self._saving.popleft()[0].result()
+        saving = self._writers.submit(self.store.write_model, task_id, weights)
+        self._saving.append((saving, len(weights)))
+
+    def _saved(self) -> None:
+        """Wait until all weights are written."""
+        while self._saving:
+            self._saving.popleft()[0].result()
+
     def _delete_model(self, base: str) -> None:
         self.store.delete_model(base)
         self._there.discard(base)
-
-    def _score_facts(self, scores: list[dict[str, Any]]) -> dict[str, Any]:
-        """What the metadata say of rows of scores of one folder that wait to be written."""
-        models = {row["task_id"] for row in scores}
-        made = [row for row in self._rows if row["task_id"] in models]
-        views = 1 + max(row["view"] for row in scores)
-        specs = [json.loads(row["spec"]) for row in made]
-        return score_facts(specs[0]["dataset"], views, (row["versions"] for row in made), specs)
 
     def load_datasets(
         self, load: Callable[[str, bool], dict[str, Any]], try_out: Callable[[str, str], str]
@@ -324,6 +356,12 @@ class _NoOutcome:
     scores: None = None
     design: None = None
     weights: None = None
+
+
+@lru_cache
+def _versions(of_worker: str) -> str:
+    """The JSON of a worker's versions with Lethe's own."""
+    return canonical(json.loads(of_worker) | {"lethe": __version__})
 
 
 def retry_kinds(words: Collection[str]) -> set[str]:

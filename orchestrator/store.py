@@ -8,12 +8,14 @@ out from then on. Works on a local folder and, through pyarrow.fs, on s3:// and 
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from orchestrator import atomic, datasets, parquet, remote, schema
+from orchestrator import atomic, parquet, remote, schema
 from orchestrator.errors import UserError
 from orchestrator.remote import patient
 from workers.views import mirrors, views_of
@@ -47,7 +49,7 @@ class Store:
         else:
             self.fs, self.root = fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
         self.local = isinstance(self.fs, fs.LocalFileSystem)
-        self.damaged: list[str] = []  # parts that could not be read, relative to the root
+        self.damaged: list[str] = []  # parts that could not be read, relative to the root, sorted
         self.patience_s = 0.0  # a store that has never answered is not waited for
         self.guard: Callable[[], None] = lambda: None  # called before each write, raises where it must not be
 
@@ -208,7 +210,7 @@ class Store:
         for name in self.files(folder):
             place, _, file = name.rpartition("/")
             if not file.startswith(parquet.COMPACT):
-                found[name] = {Path(file).stem}
+                found[name] = {file.removesuffix(".parquet")}
             elif (facts := self.facts(name)) is not None:
                 found[name] = set(facts.get("parts", ()))
                 merged |= {f"{place}/{other}" for other in facts.get("merged", ())}
@@ -218,34 +220,35 @@ class Store:
         """All rows of a table. Parts that are truncated or not ours are listed in `damaged`, not fatal."""
         wanted = parquet.fields(table, columns)
         names = self.held("/".join(filter(None, (table, folder))))
-        parts = remote.each(self, list(names), lambda name: self.read_part(name, wanted))
-        return pa.concat_tables([wanted.empty_table(), *(part for part in parts if part is not None)])
+        read = remote.each(self, list(names), lambda name: self.read_part(name, wanted))
+        parts = [part for part in read if part is not None]
+        return pa.concat_tables(parts) if parts else wanted.empty_table()
 
     def read_part(
         self, name: str, wanted: pa.Schema, chunks: Collection[int] | None = None
     ) -> pa.Table | None:
         """The wanted columns of one file, of `scores` the rows of some chunks; None if it is damaged."""
-        found: pa.Table | None = self._of_part(name, lambda file: parquet.read(file, wanted, chunks))
+        read = partial(parquet.read, wanted=wanted, chunks=chunks)
+        found: pa.Table | None = self._of_part(name, lambda file: read(_part(file, name)))
         return found
 
     def facts(self, name: str) -> dict[str, Any] | None:
         """What the metadata of one file say beyond its schema; None if it is damaged."""
-        found: dict[str, Any] | None = self._of_part(name, parquet.facts_of)
+        found: dict[str, Any] | None = self._of_part(name, lambda file: parquet.facts_of(_part(file, name)))
         return found
 
-    def _of_part(self, name: str, get: Callable[[pq.ParquetFile], Any]) -> Any:
+    def _of_part(self, name: str, get: Callable[[Any], Any]) -> Any:
         """What `get` makes of one file; None, and a note in `damaged`, if that cannot be read."""
-        table = name.partition("/")[0]
         try:
             with self.fs.open_input_file(self.path(name)) as file:
-                return get(parquet.opened(file, table))
+                return get(file)
         except parquet.BROKEN as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the file system failed, which says nothing about the part
         if not self.local:  # its errors look like those of a damaged file: the whole file's content decides
             content = self.read(name)
             try:
-                return get(parquet.opened(pa.BufferReader(content), table))
+                return get(pa.BufferReader(content))
             except parquet.BROKEN:
                 pass
         self.note_damage(name)
@@ -253,7 +256,7 @@ class Store:
 
     def note_damage(self, name: str) -> None:
         if name not in self.damaged:
-            self.damaged.append(name)
+            bisect.insort(self.damaged, name)
 
     @patient
     def discard(self) -> None:
@@ -316,12 +319,13 @@ class Store:
     def readable_scores(self) -> set[tuple[str, str]]:
         """(folder, part) of every part of scores that can be read; the others are noted in `damaged`.
 
-        Reads the ends of the files only.
+        Reads the ends of the files only, and does not parse them: there are thousands.
         """
-        found = set()
-        held = self.held("scores")
-        for (name, parts), facts in zip(held.items(), remote.each(self, list(held), self.facts), strict=True):
-            if facts is not None:
+        held, found = self.held("scores"), set()
+        check = partial(parquet.check_end, table="scores")
+        whole = remote.each(self, list(held), lambda name: self._of_part(name, check))
+        for (name, parts), good in zip(held.items(), whole, strict=True):
+            if good:
                 folder = name.removeprefix("scores/").rpartition("/")[0]
                 found |= {(folder, part) for part in parts}
         return found
@@ -385,6 +389,8 @@ def score_facts(
     some of them mirror and some do not, a view has no one meaning and `views` is None. dataset: as
     specifications have it.
     """
+    from orchestrator import datasets  # and pydantic with it, which reading does without
+
     facts: dict[str, Any] = {"phi": schema.PHI, "versions": sorted(set(versions))}
     known = datasets.constants(dataset)
     if known is not None:
@@ -392,6 +398,10 @@ def score_facts(
         flips = {mirrors(spec, usual) for spec in specs} or {usual}
         facts["views"] = views_of(flips.pop(), strong=True)[:views] if len(flips) == 1 else None
     return facts
+
+
+def _part(file: Any, name: str) -> pq.ParquetFile:
+    return parquet.opened(file, name.partition("/")[0])
 
 
 def _model(task_id: str) -> str:

@@ -72,6 +72,7 @@ class TuningSession(Session):
 
     def __exit__(self, *_: object) -> None:
         if self.tuner.done and not self._keep:
+            self._saved()
             self._to_delete |= {job.id for job in self.tuner.jobs.values() if self.store.has_model(job.id)}
         super().__exit__()
 

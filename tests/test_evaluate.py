@@ -16,7 +16,8 @@ from methods.base import Diverged
 from workers import evaluate as module
 from workers.data import Arrays, DeviceDataset
 from workers.designs import FORGET, OUT, RETAIN, VAL
-from workers.evaluate import Scores, evaluate, logit_margin, seen, summary, views_of
+from workers.evaluate import evaluate, logit_margin, seen, summary, views_of
+from workers.outcome import Scores
 
 LOGITS = st.lists(st.lists(st.floats(-80, 80, width=32), min_size=4, max_size=4), min_size=1, max_size=8)
 

@@ -79,7 +79,9 @@ def test_a_digester_gives_the_same_digests_and_knows_objects_apart() -> None:
         {"b": {"y": 1}, "a": {}},
         {"b": {"y": 2}},
         {"b": 1, "c": "1"},
+        {"a": True, "b": False, "c": None, "d": [True], "e": 'a"b', "f": "ö", "g": ""},
         {},
     ):
         assert digester.digest(value) == digest(value)
+        assert digester.text(value) == canonical(value)
     assert all(digester.digest({"b": {"n": n}}) == digest({"b": {"n": n}}) for n in range(1000))

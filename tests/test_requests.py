@@ -34,7 +34,7 @@ from tests.conftest import grid_data
 from tests.test_schedule import drain
 from workers import designs, requests, run_task
 from workers.designs import FORGET, RETAIN
-from workers.run_task import Outcome
+from workers.outcome import Outcome
 from workers.task_design import Design
 from workers.worker import Worker
 

@@ -16,12 +16,11 @@ from orchestrator.lock import Lock
 from orchestrator.plan import Plan, Task, make_plan
 from orchestrator.runner import Options, run_grid
 from orchestrator.schedule import FAILURES
-from orchestrator.session import FLUSH_ROWS, Session, retry_kinds
+from orchestrator.session import Session, retry_kinds
 from orchestrator.store import Store
 from tests.conftest import all_rows, grid_data, results_table
 from workers.designs import pack
-from workers.evaluate import Scores
-from workers.run_task import Outcome
+from workers.outcome import Outcome, Scores
 
 RUNNER = "one"
 
@@ -111,9 +110,9 @@ def test_nothing_is_done_before_the_flush_and_all_is_after_it(store: Recorder, l
     session = open_session(store, lock)
     task = take(session)
     session.finished(task, outcome(task), RUNNER)
-    assert store.has_model(task.id)
     assert rows(store) == []
     session.flush()
+    assert store.has_model(task.id)
     (row,) = rows(store)
     assert (row["task_id"], row["status"], row["attempt"], row["retries"]) == (task.id, "done", 1, 0)
     assert row["part"] and row["commit"] and '"lethe"' in row["versions"]
@@ -127,13 +126,34 @@ def test_leaving_flushes_also_after_ctrl_c(store: Recorder, lock: Lock) -> None:
     assert len(rows(store)) == 1
 
 
-def test_at_most_256_rows_wait(store: Recorder, lock: Lock) -> None:
-    session = open_session(store, lock, plan_of(seeds=100, methods=["finetune"]))
-    for count in range(1, FLUSH_ROWS + 1):
-        assert rows(store) == [] if count in (2, FLUSH_ROWS) else True
+@pytest.mark.parametrize(("task_s", "expected"), [(0.01, 256), (0.001, 1000)])
+def test_at_most_256_rows_or_those_of_a_second_wait(
+    store: Recorder, lock: Lock, monkeypatch: pytest.MonkeyPatch, task_s: float, expected: int
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(sessions.time, "monotonic", lambda: now[0])
+    session = open_session(store, lock, plan_of(seeds=400, methods=["finetune"]))
+    for _ in range(expected):
+        assert "runs" not in store.events
         task = take(session)
+        now[0] += task_s * 1.000001
         session.finished(task, outcome(task), RUNNER)
-    assert len(rows(store)) == FLUSH_ROWS == 256
+    assert len(rows(store)) == expected
+
+
+def test_weights_that_cannot_be_written_end_the_run_before_their_row(
+    store: Recorder, lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    session = open_session(store, lock)
+    monkeypatch.setattr(store, "write_model", full)
+    task = take(session)
+    session.finished(task, outcome(task), RUNNER)
+    with pytest.raises(OSError, match="No space left"):
+        session.flush()
+    assert rows(store) == []
 
 
 def test_rows_wait_no_longer_than_the_grid_says(

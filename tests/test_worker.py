@@ -14,7 +14,7 @@ from orchestrator.config import Grid
 from orchestrator.plan import Task, make_plan
 from tests.conftest import grid_data
 from workers.designs import FORGET, RETAIN, unpack
-from workers.run_task import Outcome
+from workers.outcome import Outcome
 from workers.worker import Worker
 
 METHODS = ["finetune", "gradient_ascent"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,21 +12,10 @@ from torch.nn.functional import logsigmoid, pad, softplus
 from methods.base import Diverged
 from workers.data import DeviceDataset
 from workers.designs import FORGET, RETAIN, VAL
+from workers.outcome import Scores
 from workers.views import View, views_of
 
 BATCH = 2048
-
-
-@dataclass(frozen=True)
-class Scores:
-    """φ float32 (n,) and correctness bool (n,) of every sample, the pool first; views: φ in further ones;
-    columns: further scores of the image as it is by their name in COLUMNS, float16 (n,).
-    """
-
-    phi: np.ndarray
-    correct: np.ndarray
-    views: tuple[np.ndarray, ...] = ()
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def seen(images: Tensor, view: View) -> Tensor:

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,8 +25,9 @@ from methods.base import AFTER_EPOCH, PRECISION, Diverged, Method, plugin
 from workers import poison, requests
 from workers.architectures import architecture
 from workers.data import DeviceDataset, UnlearnData, View
-from workers.evaluate import Scores, class_summary, evaluate, population, summary
+from workers.evaluate import class_summary, evaluate, population, summary
 from workers.mnemonic import MnemonicView, draw_codes
+from workers.outcome import Outcome
 from workers.pruning import EpochWatch, Pruned
 from workers.task_design import Design
 from workers.train import Recipe, train
@@ -37,22 +38,6 @@ CODES = ".mnemonic_codes"
 
 class TimeLimit(Exception):
     """The task ran longer than it may (raised into the task by a runner in the same process)."""
-
-
-@dataclass
-class Outcome:
-    """What a task leaves: its status, the columns it knows of its row, its scores, design and, for a model
-    that others start from, weights.
-    """
-
-    task_id: str
-    status: str
-    reason: str = ""
-    log: str = ""
-    row: dict[str, Any] = field(default_factory=dict)
-    scores: Scores | None = None
-    design: dict[str, Any] | None = None
-    weights: bytes | None = None
 
 
 @dataclass
