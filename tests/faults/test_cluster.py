@@ -55,6 +55,7 @@ def run(
     address: str,
     meanwhile: Callable[[Progress], None] = lambda _: None,
     actors_per_gpu: int | str = 1,
+    worker: str = driver.WORKER,
 ) -> Progress:
     """Run a grid on a cluster; meanwhile is called after each task in between."""
     made = make_plan(grid)
@@ -63,7 +64,7 @@ def run(
         plans.remember(store, made)
         with Session(made, store, lock, meanwhile) as session:
             cluster.connect(address)
-            driver.run(session, str(results.parent / "data"), Resources(actors_per_gpu))
+            driver.run(session, str(results.parent / "data"), Resources(actors_per_gpu), worker)
     return session.progress
 
 
@@ -188,12 +189,12 @@ class Measured(Worker):
 
 
 def test_as_many_actors_share_a_gpu_as_its_memory_holds(
-    nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: list[dict[str, Any]]
+    nodes: Any, tmp_path: Path, expected: list[dict[str, Any]]
 ) -> None:
     """The GPU is a number to Ray here: none is at hand."""
-    monkeypatch.setattr("workers.worker.Worker", Measured)
     nodes.add_node(num_cpus=4, num_gpus=1)
-    progress = run(a_grid(), tmp_path / "results", nodes.address, actors_per_gpu="auto")
+    here = tmp_path / "results"
+    progress = run(a_grid(), here, nodes.address, actors_per_gpu="auto", worker=f"{__name__}:Measured")
     check(tmp_path / "results", progress, expected)
     assert any(
         note.startswith("2 actors share a GPU: a task took up to 1,000 MiB") for note in progress.notes
