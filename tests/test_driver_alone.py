@@ -69,7 +69,7 @@ class Driver(drivers._Driver):
     def started(self) -> Runner:
         """An actor that works."""
         self.runners.append(runner := self._new_runner())
-        runner.starting = None
+        runner.starting, runner.since = None, time.monotonic()
         return runner
 
     def give(self, runner: Runner, count: int) -> None:
