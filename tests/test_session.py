@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from orchestrator import atomic, remote
 from orchestrator import session as sessions
 from orchestrator.config import Grid, load
 from orchestrator.errors import UserError
@@ -124,6 +128,53 @@ def test_leaving_flushes_also_after_ctrl_c(store: Recorder, lock: Lock) -> None:
         session.finished(task, outcome(task), RUNNER)
         raise KeyboardInterrupt
     assert len(rows(store)) == 1
+
+
+def test_ctrl_c_while_weights_are_waited_for_brings_no_row_before_them(
+    store: Recorder, lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = store.write_model, threading.Event()
+
+    def slow(task_id: str, weights: bytes) -> None:
+        assert written.wait(20)
+        write(task_id, weights)
+
+    monkeypatch.setattr(store, "write_model", slow)
+    with pytest.raises(KeyboardInterrupt), open_session(store, lock) as session:
+        task = take(session)
+        session.finished(task, outcome(task), RUNNER)
+        with monkeypatch.context() as pressed:
+            pressed.setattr(Future, "result", _interrupted)
+            try:
+                session.flush()
+            finally:
+                threading.Timer(0.3, written.set).start()
+    assert store.events.index("models") < store.events.index("runs") and len(rows(store)) == 1
+
+
+def _interrupted(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_the_wait_of_threads_for_a_store_that_does_not_answer(
+    store: Recorder, lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(*_: object) -> None:
+        raise OSError("no answer")
+
+    monkeypatch.setattr(remote, "WAITS_S", (0.05,))
+    monkeypatch.setattr(sessions, "LAST_TRY_S", 0.2)
+    session = open_session(store, lock)
+    monkeypatch.setattr(store, "local", False)
+    monkeypatch.setattr(store, "guard", lambda: None)
+    monkeypatch.setattr(atomic, "upload", no_answer)
+    assert store.patience_s == remote.PATIENCE_S
+    started = time.monotonic()
+    with pytest.raises(OSError, match="no answer"), session:
+        task = take(session)
+        session.finished(task, outcome(task), RUNNER)
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 5 and rows(Store(store.uri)) == []
 
 
 @pytest.mark.parametrize(("task_s", "expected"), [(0.01, 256), (0.001, 1000)])
