@@ -357,11 +357,13 @@ class _Driver:
         self._again(task, kind)
 
     def _retry_oom(self, runner: Runner, task: Task) -> bool:
-        """Whether a task that ran out of memory was put back, to run again with one actor less."""
+        """Whether a task that ran out of memory was put back, to run again; with one actor less where it had
+        no GPU of its own.
+        """
         if self.oom.get(task.id, 0) >= OOM_RETRIES or len(self.runners) == 1:
             return False
         self.oom[task.id] = self.oom.get(task.id, 0) + 1
-        self._replace(runner, fewer=True)
+        self._replace(runner, fewer=runner.share.gpus < 1)
         self._again(task, "oom")
         return True
 

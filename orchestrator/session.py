@@ -171,10 +171,15 @@ class Session:
             self._there.add(task.id)
         self._record(task, outcome.status, outcome.reason, outcome, retries)
         self._count(outcome.status)
-        for child, reason in self.schedule.finish(task, outcome.status, runner):
+        skipped = self.schedule.finish(task, outcome.status, runner)
+        for child, reason in skipped:
             self._record(child, "skipped", reason)
             self._count("skipped")
-        for model in (task.base, task.id if task.leaves_model else None):
+        for model in {
+            task.base,
+            task.id if task.leaves_model else None,
+            *(child.base for child, _ in skipped),
+        }:
             if model is not None and not self.schedule.needs(model) and not self.keep_models:
                 self._to_delete.add(model)
         self.progress.total = self.schedule.total

@@ -151,3 +151,15 @@ def test_a_node_on_which_no_actor_starts_ends_no_run_in_which_others_work(ray: R
         ray.ready |= {r.starting: RayActorError() for r in driver.runners if r.starting is not None}
         driver._collect()
     assert driver.runners == [works] and driver.made == 2 + drivers.START_RETRIES
+
+
+@pytest.mark.parametrize(("share", "left"), [(Share(0, 1), 3), (Share(0, 0.5), 2), (Share(1, 0), 2)])
+def test_a_task_for_which_a_whole_gpu_is_too_small_costs_no_actor(ray: Ray, share: Share, left: int) -> None:
+    driver = driver_of(20)
+    driver.share = share
+    runner, _, _ = driver.started(), driver.started(), driver.started()
+    driver.give(runner, 1)
+    ray.ready["outcome of t0"] = pickle.dumps(Outcome("t0", "oom"))
+    driver._collect()
+    assert len(driver.runners) == left and driver.fewer == 3 - left and runner not in driver.runners
+    assert driver.oom == {"t0": 1} and driver.schedule.take("any").id == "t0"  # type: ignore[union-attr]

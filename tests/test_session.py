@@ -269,6 +269,20 @@ def test_a_base_whose_children_all_failed_is_deleted_too(store: Recorder, lock: 
     assert store.files("models", "") == []
 
 
+def test_a_base_is_deleted_when_what_its_children_wait_for_failed(store: Recorder, lock: Lock) -> None:
+    """Samples that the audit finds memorised are forgotten on the main track: none can be found."""
+    plan = plan_of(forget=[{"memorised": {"count": 5}}], audit={"pairs": 4, "forget_sets": 2})
+    with open_session(store, lock, plan) as session:
+        taken = [take(session) for _ in range(len(session.schedule) - len(session.schedule._held.tasks()))]
+        for track, status in (("main", "done"), ("audit", "bug")):
+            for task in (task for task in taken if task.spec["members"]["track"] == track):
+                assert task.kind == "base"
+                session.finished(task, outcome(task, status), RUNNER)
+        assert session.progress.failed["skipped"] > 0 and session.progress.done == 1
+        assert session.schedule.left == 0
+    assert store.files("models", "") == []
+
+
 # ---- failures and resuming -------------------------------------------------------------------------------
 
 
