@@ -119,9 +119,7 @@ class _Driver:
     # ---- how many actors ----------------------------------------------------------------------------------
 
     def _scale(self) -> None:
-        """Match the actors to the cluster and to the work: nodes that have come get some, and actors that
-        have no node or nothing to do go.
-        """
+        """Match the actors to the nodes and to the work: those without a node or with nothing to do go."""
         self.scaled = time.monotonic()
         self._repack()
         room = self.share.room()
@@ -170,8 +168,8 @@ class _Driver:
 
     def _new_runner(self) -> Runner:
         self.made += 1
-        options = self.share.options()
-        actor = self.actor_class.options(**options).remote(self.worker, self.data, folders=self.folders)
+        made = self.actor_class.options(**self.share.options())
+        actor = made.remote(self.worker, self.data, folders=self.folders)
         introduced, starting = actor.introduce.remote(), actor.memory_mib.remote()
         return Runner(f"actor-{self.made}", actor, introduced, starting, self.share)
 
@@ -187,9 +185,7 @@ class _Driver:
         self.session.events.actor("actor_started", runner.name, **runner.place)
 
     def _not_started(self, runner: Runner, error: RayError) -> None:
-        """Try again; actors that a node took with it count once. While others work no run ends: `_scale`
-        tries again later.
-        """
+        """Try again, if others work later; actors that a node took with it count once."""
         if runner.since >= self.failed_to_start:
             self.unstarted, self.failed_to_start = self.unstarted + 1, time.monotonic()
         if self.unstarted <= START_RETRIES:
@@ -247,8 +243,7 @@ class _Driver:
     def _collect(self) -> None:
         """Take the outcomes that are there and the actors that have started; wait a moment for the first.
 
-        A pass costs some time for each actor, so of many actors a few are waited for, and of a deep queue the
-        middle: its tasks end in order.
+        A pass takes time for each actor, so of many a few are waited for, and of a deep queue the middle.
         """
         awaited = {
             runner.middle(): runner for runner in self.runners if runner.queue or runner.starting is not None
@@ -357,9 +352,7 @@ class _Driver:
         self._again(task, kind)
 
     def _retry_oom(self, runner: Runner, task: Task) -> bool:
-        """Whether a task that ran out of memory was put back, to run again; with one actor less where it had
-        no GPU of its own.
-        """
+        """Whether a task that ran out of memory was put back; one actor less if it had no GPU to itself."""
         if self.oom.get(task.id, 0) >= OOM_RETRIES or len(self.runners) == 1:
             return False
         self.oom[task.id] = self.oom.get(task.id, 0) + 1
