@@ -267,14 +267,14 @@ def test_a_grid_runs_on_mnist_and_stops_at_a_damaged_file(
 
 
 def test_doctor_and_prepare_tell_damaged_from_missing(lethe: Lethe, tmp_path: Path) -> None:
-    from orchestrator.doctor import _dataset
+    from orchestrator.doctor import Check, _dataset
 
-    assert _dataset("utkface", str(tmp_path)) == (
-        True,
-        f"not in {tmp_path}. Run `lethe prepare utkface --data {tmp_path}`.",
-    )
+    missing = f"not in {tmp_path}. Run `lethe prepare utkface --data {tmp_path}`."
+    assert _dataset("utkface", str(tmp_path)) == Check("utkface", "ok", missing)
     (tmp_path / "UTKFace").mkdir()
-    good, told = _dataset("utkface", str(tmp_path))
-    assert not good and f"{tmp_path / 'UTKFace'} cannot be used: it holds no JPEG files. Replace it" in told
+    check = _dataset("utkface", str(tmp_path))
+    told = check.text
+    assert check.state == "FAIL"
+    assert f"{tmp_path / 'UTKFace'} cannot be used: it holds no JPEG files. Replace it" in told
     done = lethe("prepare", "utkface", "--data", tmp_path)
     assert done.returncode == 2 and done.stderr == f"{told}\n"

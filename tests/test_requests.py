@@ -494,6 +494,7 @@ def test_a_model_that_nobody_goes_on_from_is_not_kept(tmp_path: Path) -> None:
             outcome = test_session.outcome(task)
             outcome.weights = b"weights" if task.leaves_model else None
             session.finished(task, outcome, "one")
+            session._saved()
             assert store.has_model(task.id) == task.leaves_model
     assert not store.files("models", "")
 

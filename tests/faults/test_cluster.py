@@ -113,6 +113,7 @@ def test_actors_appear_on_nodes_that_join_and_vanish_with_nodes_that_are_killed(
     assert progress.retries >= 1
 
 
+@pytest.mark.long
 def test_no_node_at_first_then_one(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an autoscaled cluster: the head has no cores; a hint is given, and a node comes for it."""
     hints: list[int] = []
@@ -139,6 +140,7 @@ def counted_digits(log: Path) -> str:
     return source.replace('name = "digits"', 'name = "counted"').replace(first, note + first)
 
 
+@pytest.mark.long
 def test_dataset_files_are_read_by_one_worker_for_all(
     nodes: Any, lethe: Lethe, write_grid: Callable[..., Path], project_copy: Callable[..., Path]
 ) -> None:
@@ -188,6 +190,7 @@ class Measured(Worker):
         return outcome
 
 
+@pytest.mark.long
 def test_as_many_actors_share_a_gpu_as_its_memory_holds(
     nodes: Any, tmp_path: Path, expected: list[dict[str, Any]]
 ) -> None:
