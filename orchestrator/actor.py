@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -80,7 +81,7 @@ class Runner:
     share: cluster.Share
     place: last_words.Place = field(default_factory=dict)
     queue: deque[InFlight] = field(default_factory=deque)
-    since: float = 0.0  # when the first in the queue became so, or the queue became empty
+    since: float = field(default_factory=time.monotonic)  # the first in the queue is so, or it is empty
     task_s: float = float("inf")  # how long its tasks take
     datasets: set[str] = field(default_factory=set)  # those whose bytes it was sent
 

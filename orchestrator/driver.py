@@ -29,6 +29,7 @@ OOM_RETRIES = 2
 START_RETRIES = 3
 POLL_S = 0.2
 FEW = 64  # of so many busy actors one is waited for
+LOOK_S = 0.5  # how often the first of each queue is looked for, whatever else ends; far below a time limit
 SCALE_S = 2.0  # how often the actors are matched to the cluster and to the work
 PATIENCE_S = 30.0  # after so long without any worker the user is told what is waited for
 IDLE_S = 60.0  # an actor without work for so long goes, and with the last one its node may
@@ -55,8 +56,9 @@ class _Driver:
         self.runners: list[Runner] = []
         self.loader: Any = None
         self.fewer = 0  # actors less than there is room for, since some ran out of memory
-        self.unstarted = 0  # actors in a row that could not start
+        self.unstarted = 0  # times in a row, the last at `failed_to_start`, that actors could not start
         self.scaled = time.monotonic()
+        self.looked, self.failed_to_start = self.scaled, 0.0
         self.waiting_since: float | None = self.scaled  # None: a worker has started, or the user was told
         self.hint = 0  # actors that the autoscaler was asked for
         self.device_mib = self.peak_mib = 0.0  # memory of a GPU, and the largest peak of a task on one
@@ -117,9 +119,7 @@ class _Driver:
     # ---- how many actors ----------------------------------------------------------------------------------
 
     def _scale(self) -> None:
-        """Match the actors to the cluster and to the work: nodes that have come get some, and actors that
-        have no node or nothing to do go.
-        """
+        """Match the actors to the nodes and to the work: those without a node or with nothing to do go."""
         self.scaled = time.monotonic()
         self._repack()
         room = self.share.room()
@@ -168,8 +168,8 @@ class _Driver:
 
     def _new_runner(self) -> Runner:
         self.made += 1
-        options = self.share.options()
-        actor = self.actor_class.options(**options).remote(self.worker, self.data, folders=self.folders)
+        made = self.actor_class.options(**self.share.options())
+        actor = made.remote(self.worker, self.data, folders=self.folders)
         introduced, starting = actor.introduce.remote(), actor.memory_mib.remote()
         return Runner(f"actor-{self.made}", actor, introduced, starting, self.share)
 
@@ -178,14 +178,22 @@ class _Driver:
         try:
             self.device_mib = max(self.device_mib, ray.get(runner.starting))
         except RayError as error:
-            self.unstarted += 1
-            if self.unstarted > START_RETRIES:
-                raise _cannot_start(error) from None
-            self._replace(runner)
+            self._not_started(runner, error)
             return
         runner.starting, runner.since, self.unstarted = None, time.monotonic(), 0
         runner.place = last_words.place_of(runner.introduced)
         self.session.events.actor("actor_started", runner.name, **runner.place)
+
+    def _not_started(self, runner: Runner, error: RayError) -> None:
+        """Try again, if others work later; actors that a node took with it count once."""
+        if runner.since >= self.failed_to_start:
+            self.unstarted, self.failed_to_start = self.unstarted + 1, time.monotonic()
+        if self.unstarted <= START_RETRIES:
+            self._replace(runner)
+        elif any(other.starting is None for other in self.runners):
+            self._end(runner)
+        else:
+            raise _cannot_start(error) from None
 
     # ---- giving -------------------------------------------------------------------------------------------
 
@@ -235,8 +243,7 @@ class _Driver:
     def _collect(self) -> None:
         """Take the outcomes that are there and the actors that have started; wait a moment for the first.
 
-        A pass costs some time for each actor, so of many actors a few are waited for, and of a deep queue the
-        middle: its tasks end in order.
+        A pass takes time for each actor, so of many a few are waited for, and of a deep queue the middle.
         """
         awaited = {
             runner.middle(): runner for runner in self.runners if runner.queue or runner.starting is not None
@@ -247,15 +254,22 @@ class _Driver:
         ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0)
         if not ready:
             ready, _ = ray.wait(list(awaited), num_returns=1 + len(awaited) // FEW, timeout=POLL_S)
-        if not ready:
-            awaited = {runner.queue[0].outcome: runner for runner in self.runners if runner.queue}
-            ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0) if awaited else ([], [])
         for reference in ready:
             runner = awaited[reference]
             if runner.starting is None:
                 self._take(runner)
             else:
                 self._start(runner)
+        if not ready or time.monotonic() - self.looked > LOOK_S:
+            self._take_first()
+
+    def _take_first(self) -> None:
+        """Take the first outcomes of queues whose middle has not ended: a long task may be in between."""
+        self.looked = time.monotonic()
+        awaited = {runner.queue[0].outcome: runner for runner in self.runners if runner.queue}
+        if awaited:
+            for reference in ray.wait(list(awaited), num_returns=len(awaited), timeout=0)[0]:
+                self._take(awaited[reference])
 
     def _take(self, runner: Runner) -> None:
         """Take the outcome of an actor's first task, and of those behind it that are there, too."""
@@ -338,11 +352,11 @@ class _Driver:
         self._again(task, kind)
 
     def _retry_oom(self, runner: Runner, task: Task) -> bool:
-        """Whether a task that ran out of memory was put back, to run again with one actor less."""
+        """Whether a task that ran out of memory was put back; one actor less if it had no GPU to itself."""
         if self.oom.get(task.id, 0) >= OOM_RETRIES or len(self.runners) == 1:
             return False
         self.oom[task.id] = self.oom.get(task.id, 0) + 1
-        self._replace(runner, fewer=True)
+        self._replace(runner, fewer=runner.share.gpus < 1)
         self._again(task, "oom")
         return True
 

@@ -38,6 +38,7 @@ class Lock:
         self._claim: Claim | None = None
         self._lost: UserError | None = None
         self._renewing = threading.Lock()
+        self._checking = threading.Lock()
         self._ended = threading.Event()
 
     def __enter__(self) -> Lock:
@@ -67,17 +68,22 @@ class Lock:
                 self._claim.release()
 
     def beat(self) -> None:
-        """Say that the owner lives, which on an object store a thread does; UserError if the lock is lost."""
-        self._check()
+        """Say that the owner lives; UserError if the lock is lost. On an object store a thread says so, and
+        one that does not answer now is for the next write to wait for.
+        """
+        if self._claim is None or self._lost is not None:
+            self._check()
         if self._file is not None:
             data = json.dumps({**self._owner, "heartbeat_at": time.time()}).encode()
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, data, 0)
 
     def _check(self) -> None:
-        """UserError if the lock is lost. Before each write."""
-        if self._lost is None and self._file is not None:
-            self._check_file(self._file)
+        """UserError if the lock is lost. Before each write, of several threads at once."""
+        if self.store.local:
+            with self._checking:
+                if self._lost is None and self._file is not None:
+                    self._check_file(self._file)
         elif self._lost is None and self._claim is not None and self._claim.late():
             self._renew(self._claim)
         if self._lost is not None:

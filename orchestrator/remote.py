@@ -77,13 +77,14 @@ def patient(call: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P],
 
     @functools.wraps(call)
     def trying(store: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        deadline: float | None = None
+        begun: float | None = None  # when it first failed
         for wait in itertools.chain(WAITS_S, itertools.repeat(WAITS_S[-1])):
             try:
                 return call(store, *args, **kwargs)
             except OSError as error:
                 now = time.monotonic()
-                deadline = now + store.patience_s if deadline is None else deadline
+                begun = now if begun is None else begun
+                deadline = begun + store.patience_s  # which Ctrl-C makes shorter
                 if store.local or not may_pass(error):
                     raise
                 if now + wait > deadline:

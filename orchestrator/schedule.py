@@ -225,8 +225,9 @@ class Schedule:
         bases = deque([failed])
         while bases:
             base = bases.popleft()
-            self._children.pop(base, None)
             waiting = self._waiting.pop(base, [])
+            if base in self._children:  # others may be running, with the weights it left before
+                self._children[base] -= len(waiting)
             dropped += waiting
             self._open -= {task.id for task in waiting}
             bases.extend(task.id for task in waiting)

@@ -33,6 +33,7 @@ from orchestrator.store import Store, new_part, score_facts, score_folder, score
 
 FLUSH_ROWS = 256  # rows that wait for a flush at most,
 FLUSH_EVERY_S = 1.0  # or what finishes in a second where that is more: a flush takes some 20 files
+LAST_TRY_S = 5.0  # that a store which does not answer is waited for after Ctrl-C
 WRITERS = 16  # files that are written at the same time
 SAVING = 64 * 2**20  # bytes of weights that may wait to be written; more are waited for
 LEDGER = (
@@ -133,9 +134,13 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.flush()
-        self._writers.shutdown()
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        if kind is KeyboardInterrupt:  # of the threads that write, too
+            self.store.patience_s = min(self.store.patience_s, LAST_TRY_S)
+        try:
+            self.flush()
+        finally:
+            self._writers.shutdown(cancel_futures=True)
 
     # ---- the life of a task -------------------------------------------------------------------------------
 
@@ -166,10 +171,15 @@ class Session:
             self._there.add(task.id)
         self._record(task, outcome.status, outcome.reason, outcome, retries)
         self._count(outcome.status)
-        for child, reason in self.schedule.finish(task, outcome.status, runner):
+        skipped = self.schedule.finish(task, outcome.status, runner)
+        for child, reason in skipped:
             self._record(child, "skipped", reason)
             self._count("skipped")
-        for model in (task.base, task.id if task.leaves_model else None):
+        for model in {
+            task.base,
+            task.id if task.leaves_model else None,
+            *(child.base for child, _ in skipped),
+        }:
             if model is not None and not self.schedule.needs(model) and not self.keep_models:
                 self._to_delete.add(model)
         self.progress.total = self.schedule.total
@@ -268,14 +278,19 @@ class Session:
     def _save(self, task_id: str, weights: bytes) -> None:
         """Begin to write the weights of a model."""
         while self._saving and len(weights) + sum(size for _, size in self._saving) > SAVING:
-            self._saving.popleft()[0].result()
+            self._wait_for_first()
         saving = self._writers.submit(self.store.write_model, task_id, weights)
         self._saving.append((saving, len(weights)))
 
     def _saved(self) -> None:
         """Wait until all weights are written."""
         while self._saving:
-            self._saving.popleft()[0].result()
+            self._wait_for_first()
+
+    def _wait_for_first(self) -> None:
+        """Weights that are not written, or of which that is not known yet, stay: no row goes before them."""
+        self._saving[0][0].result()
+        self._saving.popleft()
 
     def _delete_model(self, base: str) -> None:
         self.store.delete_model(base)

@@ -141,8 +141,8 @@ class Store:
     @contextmanager
     def writing(self, relative: str) -> Iterator[Any]:
         """A binary file to write into; it gets its name, whole and durable, when the block ends well."""
-        self.guard()
         if self.local:
+            self.guard()
             with atomic.local(self.path(relative)) as file:
                 yield file
         else:

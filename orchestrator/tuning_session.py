@@ -70,11 +70,10 @@ class TuningSession(Session):
                 self._count("skipped")
         self.progress.total = self.schedule.total
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         if self.tuner.done and not self._keep:
-            self._saved()
-            self._to_delete |= {job.id for job in self.tuner.jobs.values() if self.store.has_model(job.id)}
-        super().__exit__()
+            self._to_delete |= self._there & self.tuner.jobs.keys()
+        super().__exit__(kind)
 
 
 def finished_rows(store: Store, retry: Collection[str] = ()) -> dict[str, Row]:

@@ -232,3 +232,22 @@ def test_an_outage_shorter_than_a_lock_lives_loses_nothing(s3: Server, s3_store:
         s3.faults.mend()
         lock._claim.renew()
         s3_store.write("logs/a.txt", b"")
+
+
+def test_a_run_that_has_nothing_to_write_outlives_an_outage(
+    s3_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Late, and not to be reached: the next write waits for the store, a sign of life does not."""
+
+    def unreachable(_: Claim) -> None:
+        raise OSError("no answer")
+
+    with Lock(s3_store) as lock, monkeypatch.context() as outage:
+        late = claims.since_boot() + claims.LATE_S + 1
+        outage.setattr(claims, "since_boot", lambda: late)
+        outage.setattr(Claim, "renew", unreachable)
+        lock.beat()
+        mending = threading.Timer(0.5, lambda: outage.setattr(Claim, "renew", lambda _: None))
+        mending.start()
+        s3_store.write("logs/a.txt", b"text")
+    assert s3_store.read("logs/a.txt") == b"text"

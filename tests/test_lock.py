@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,6 +108,28 @@ def test_a_lock_file_that_was_deleted_is_made_again(store: Store) -> None:
     with Lock(store):
         os.unlink(store.path(NAME))
         store.write("logs/a.txt", b"still the owner")
+        with pytest.raises(UserError, match="nothing was run"), Lock(Store(store.uri)):
+            pass
+
+
+def test_threads_that_write_when_the_lock_file_is_gone_do_not_disturb_each_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several look for the file that was deleted; one alone makes it again."""
+    stat = os.stat
+
+    def slow(*arguments: Any, **options: Any) -> os.stat_result:
+        try:
+            return stat(*arguments, **options)
+        except FileNotFoundError:
+            time.sleep(0.05)  # the others look, too
+            raise
+
+    with Lock(store), ThreadPoolExecutor(8) as pool:
+        os.unlink(store.path(NAME))
+        monkeypatch.setattr(os, "stat", slow)
+        list(pool.map(lambda i: store.write(f"logs/{i}.txt", b""), range(8)))
+        assert len(store.files("logs", ".txt")) == 8 and store.exists(NAME)
         with pytest.raises(UserError, match="nothing was run"), Lock(Store(store.uri)):
             pass
 

@@ -267,6 +267,18 @@ def test_a_base_that_fails_when_it_is_made_again_takes_its_children_with_it() ->
     assert (schedule.left, len(schedule)) == (0, 0)
 
 
+def test_a_child_may_end_after_its_base_failed_to_be_made_again() -> None:
+    base, retrain, children = tiny(3)
+    schedule = Schedule([base, retrain, *children], {"b": "done", "r": "done"})
+    running, task = schedule.take("one"), schedule.take("two")
+    assert running is not None and task is not None
+    schedule.make_again(task)
+    assert schedule.take("two") == base
+    assert {lost.id for lost, _ in schedule.finish(base, "oom", "two")} == {"u1", "u2"}
+    assert schedule.needs("b") and schedule.finish(running, "done", "one") == []
+    assert (schedule.left, len(schedule)) == (0, 0) and not schedule.needs("b")
+
+
 def test_a_base_is_needed_until_its_last_child_has_ended() -> None:
     base, _, children = tiny()
     schedule = Schedule([base, *children], {})

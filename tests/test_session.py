@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from orchestrator import atomic, remote
 from orchestrator import session as sessions
 from orchestrator.config import Grid, load
 from orchestrator.errors import UserError
@@ -126,6 +130,53 @@ def test_leaving_flushes_also_after_ctrl_c(store: Recorder, lock: Lock) -> None:
     assert len(rows(store)) == 1
 
 
+def test_ctrl_c_while_weights_are_waited_for_brings_no_row_before_them(
+    store: Recorder, lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = store.write_model, threading.Event()
+
+    def slow(task_id: str, weights: bytes) -> None:
+        assert written.wait(20)
+        write(task_id, weights)
+
+    monkeypatch.setattr(store, "write_model", slow)
+    with pytest.raises(KeyboardInterrupt), open_session(store, lock) as session:
+        task = take(session)
+        session.finished(task, outcome(task), RUNNER)
+        with monkeypatch.context() as pressed:
+            pressed.setattr(Future, "result", _interrupted)
+            try:
+                session.flush()
+            finally:
+                threading.Timer(0.3, written.set).start()
+    assert store.events.index("models") < store.events.index("runs") and len(rows(store)) == 1
+
+
+def _interrupted(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_the_wait_of_threads_for_a_store_that_does_not_answer(
+    store: Recorder, lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(*_: object) -> None:
+        raise OSError("no answer")
+
+    monkeypatch.setattr(remote, "WAITS_S", (0.05,))
+    monkeypatch.setattr(sessions, "LAST_TRY_S", 0.2)
+    session = open_session(store, lock)
+    monkeypatch.setattr(store, "local", False)
+    monkeypatch.setattr(store, "guard", lambda: None)
+    monkeypatch.setattr(atomic, "upload", no_answer)
+    assert store.patience_s == remote.PATIENCE_S
+    started = time.monotonic()
+    with pytest.raises(OSError, match="no answer"), session:
+        task = take(session)
+        session.finished(task, outcome(task), RUNNER)
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 5 and rows(Store(store.uri)) == []
+
+
 @pytest.mark.parametrize(("task_s", "expected"), [(0.01, 256), (0.001, 1000)])
 def test_at_most_256_rows_or_those_of_a_second_wait(
     store: Recorder, lock: Lock, monkeypatch: pytest.MonkeyPatch, task_s: float, expected: int
@@ -215,6 +266,20 @@ def test_models_are_kept_on_request_and_where_a_limit_stopped(store: Recorder, l
 def test_a_base_whose_children_all_failed_is_deleted_too(store: Recorder, lock: Lock) -> None:
     with open_session(store, lock) as session:
         run_all(session, unlearn="bug")
+    assert store.files("models", "") == []
+
+
+def test_a_base_is_deleted_when_what_its_children_wait_for_failed(store: Recorder, lock: Lock) -> None:
+    """Samples that the audit finds memorised are forgotten on the main track: none can be found."""
+    plan = plan_of(forget=[{"memorised": {"count": 5}}], audit={"pairs": 4, "forget_sets": 2})
+    with open_session(store, lock, plan) as session:
+        taken = [take(session) for _ in range(len(session.schedule) - len(session.schedule._held.tasks()))]
+        for track, status in (("main", "done"), ("audit", "bug")):
+            for task in (task for task in taken if task.spec["members"]["track"] == track):
+                assert task.kind == "base"
+                session.finished(task, outcome(task, status), RUNNER)
+        assert session.progress.failed["skipped"] > 0 and session.progress.done == 1
+        assert session.schedule.left == 0
     assert store.files("models", "") == []
 
 

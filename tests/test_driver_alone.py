@@ -1,0 +1,165 @@
+"""Decisions of the driver at moments that real clusters meet seldom, on a made-up Ray."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+
+from ray.exceptions import RayActorError
+
+from orchestrator import actor as actors
+from orchestrator import driver as drivers
+from orchestrator.actor import InFlight, Runner
+from orchestrator.cluster import Resources, Share
+from orchestrator.errors import UserError
+from orchestrator.plan import Task
+from orchestrator.schedule import Schedule
+from workers.outcome import Outcome
+
+
+class Ray:
+    """References are words; `ready` has what stands behind those that are there."""
+
+    def __init__(self) -> None:
+        self.ready: dict[str, Any] = {}
+
+    def wait(self, references: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        there = [reference for reference in references if reference in self.ready]
+        return there[:num_returns], [r for r in references if r not in there[:num_returns]]
+
+    def get(self, references: Any) -> Any:
+        found = [self.ready[r] for r in ([references] if isinstance(references, str) else references)]
+        for value in found:
+            if isinstance(value, Exception):
+                raise value
+        return found[0] if isinstance(references, str) else found
+
+    def kill(self, _: Any) -> None: ...
+
+
+class Session:
+    """Notes how tasks end."""
+
+    def __init__(self, tasks: list[Task]) -> None:
+        self.plan = SimpleNamespace(grid=SimpleNamespace(datasets=[]))
+        self.schedule, self.ended = Schedule(tasks, {}), dict[str, str]()
+        self.events = SimpleNamespace(actor=lambda *_, **__: None, trouble=lambda *_: None)
+        self.progress = SimpleNamespace(retries=0)
+
+    def finished(self, task: Task, outcome: Any, runner: str, retries: int) -> None:
+        self.ended[task.id] = outcome.status
+        self.schedule.finish(task, outcome.status, runner)
+
+    def failed(self, task: Task, status: str, reason: str, runner: str, *_: object) -> None:
+        self.finished(task, SimpleNamespace(status=status), runner, 0)
+
+
+class Driver(drivers._Driver):
+    def _new_runner(self) -> Runner:
+        self.made += 1
+        name = f"actor-{self.made}"
+        return Runner(name, None, "", f"{name} starts", self.share)
+
+    def started(self) -> Runner:
+        """An actor that works."""
+        self.runners.append(runner := self._new_runner())
+        runner.starting, runner.since = None, time.monotonic()
+        return runner
+
+    def give(self, runner: Runner, count: int) -> None:
+        for _ in range(count):
+            task = self.schedule.take(runner.name)
+            assert task is not None
+            runner.queue.append(InFlight(task, f"outcome of {task.id}", None))
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
+    ray = Ray()
+    for module in (drivers, actors):
+        for name in ("wait", "get", "kill"):
+            monkeypatch.setattr(module.ray, name, getattr(ray, name))
+    monkeypatch.setattr(drivers.cluster, "share", lambda *_: Share(1, 0))
+    monkeypatch.setattr(drivers, "POLL_S", 0.0)
+    return ray
+
+
+def driver_of(tasks: int, time_limit_s: float = 3600.0) -> Driver:
+    session = Session([Task(f"t{i}", {"kind": "retrain"}) for i in range(tasks)])
+    return Driver(session, "", Resources(time_limit_s=time_limit_s), "a:b")  # type: ignore[arg-type]
+
+
+def ends(ray: Ray, *tasks: str) -> None:
+    for task in tasks:
+        ray.ready[f"outcome of {task}"] = pickle.dumps(Outcome(task, "done"))
+
+
+def test_what_ended_before_a_long_task_is_recorded_and_not_overdue(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The middle of a queue is waited for, and other actors always have something."""
+    driver = driver_of(20, time_limit_s=10.0)
+    slow, quick = driver.started(), driver.started()
+    driver.give(slow, 3)  # the second takes long
+    ends(ray, "t0")
+    now = time.monotonic()
+    for second in range(9):
+        monkeypatch.setattr(time, "monotonic", lambda second=second: now + 1.0 + second)
+        driver.give(quick, 1)
+        ends(ray, f"t{3 + second}")
+        driver._collect()
+        driver._stop_overdue()
+    assert driver.session.ended == {"t0": "done"} | {f"t{3 + i}": "done" for i in range(9)}
+    assert slow in driver.runners and [flight.task.id for flight in slow.queue] == ["t1", "t2"]
+    monkeypatch.setattr(time, "monotonic", lambda: now + 12.0)
+    driver._stop_overdue()
+    assert driver.session.ended["t1"] == "timeout" and driver.session.ended["t0"] == "done"
+    assert slow not in driver.runners
+
+
+def test_a_node_that_goes_with_many_starting_actors_counts_once(ray: Ray) -> None:
+    driver = driver_of(20)
+    driver.runners = [driver._new_runner() for _ in range(8)]
+    ray.ready = {runner.starting: RayActorError() for runner in driver.runners}
+    driver._collect()
+    assert driver.unstarted == 1 and len(driver.runners) == 8
+    assert not any(runner.starting in ray.ready for runner in driver.runners)
+
+
+def test_actors_that_never_start_end_a_run_in_which_none_works(ray: Ray) -> None:
+    driver = driver_of(20)
+    driver.runners = [driver._new_runner() for _ in range(2)]
+    with pytest.raises(UserError, match="a worker could not start"):
+        for _ in range(drivers.START_RETRIES + 1):
+            ray.ready |= {runner.starting: RayActorError() for runner in driver.runners}
+            driver._collect()
+    assert driver.made == 2 * (drivers.START_RETRIES + 1)
+
+
+def test_a_node_on_which_no_actor_starts_ends_no_run_in_which_others_work(ray: Ray) -> None:
+    driver = driver_of(20)
+    works = driver.started()
+    driver.give(works, 1)
+    driver.runners.append(driver._new_runner())
+    for _ in range(drivers.START_RETRIES + 1):
+        ray.ready |= {r.starting: RayActorError() for r in driver.runners if r.starting is not None}
+        driver._collect()
+    assert driver.runners == [works] and driver.made == 2 + drivers.START_RETRIES
+
+
+@pytest.mark.parametrize(("share", "left"), [(Share(0, 1), 3), (Share(0, 0.5), 2), (Share(1, 0), 2)])
+def test_a_task_for_which_a_whole_gpu_is_too_small_costs_no_actor(ray: Ray, share: Share, left: int) -> None:
+    driver = driver_of(20)
+    driver.share = share
+    runner, _, _ = driver.started(), driver.started(), driver.started()
+    driver.give(runner, 1)
+    ray.ready["outcome of t0"] = pickle.dumps(Outcome("t0", "oom"))
+    driver._collect()
+    assert len(driver.runners) == left and driver.fewer == 3 - left and runner not in driver.runners
+    assert driver.oom == {"t0": 1} and driver.schedule.take("any").id == "t0"  # type: ignore[union-attr]
