@@ -138,5 +138,9 @@ def _check_reachable(address: str) -> None:
         raise UserError(f"--address {address}: nobody answers there ({error}).") from None
 
 
+def cannot_start(error: RayError) -> UserError:
+    return UserError(f"a worker could not start: {str(error).strip().splitlines()[-1]}")
+
+
 def disconnect() -> None:
     ray.shutdown()

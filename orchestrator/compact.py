@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from orchestrator import __version__, parquet, schema
 from orchestrator.errors import UserError
 from orchestrator.remote import patient
-from orchestrator.store import Store, new_part, score_facts
+from orchestrator.store import Store, new_part
 
 MANIFEST = "manifest.json"
 ROWS_AT_ONCE = 16_384  # of scores in memory, up to 32 KiB each, besides those of one part
@@ -224,7 +224,7 @@ class _Scores:
         dataset = next(
             (p.removeprefix("dataset=") for p in folder.split("/") if p.startswith("dataset=")), ""
         )
-        facts = score_facts({"name": dataset}, views, versions)
+        facts = parquet.score_facts({"name": dataset}, views, versions)
         usual = facts.get("views")
         told = [(self.store.facts(name) or {}).get("views", usual) for name in names]
         return facts | {

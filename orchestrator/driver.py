@@ -13,12 +13,11 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from orchestrator import cluster, datasets, last_words, window
+from orchestrator import cluster, datasets, last_words, loading, window
 from orchestrator.actor import Actor, InFlight, Runner
 from orchestrator.cluster import Resources
-from orchestrator.errors import UserError
 from orchestrator.metrics import exported
 from orchestrator.plan import Task
 from orchestrator.session import Session
@@ -54,7 +53,6 @@ class _Driver:
         self.packs = resources.actors_per_gpu == "auto"  # whether memory shall tell how many share a GPU
         self.share = cluster.share(resources.device, 1 if self.packs else int(resources.actors_per_gpu))
         self.runners: list[Runner] = []
-        self.loader: Any = None
         self.fewer = 0  # actors less than there is room for, since some ran out of memory
         self.unstarted = 0  # times in a row, the last at `failed_to_start`, that actors could not start
         self.scaled = time.monotonic()
@@ -70,7 +68,7 @@ class _Driver:
     def run(self) -> None:
         try:
             self._scale()
-            self._load_datasets()
+            self.arrays = self._load_datasets()
             while self._fill():
                 self._collect()
                 self._stop_overdue()
@@ -85,36 +83,13 @@ class _Driver:
 
     # ---- the datasets -------------------------------------------------------------------------------------
 
-    def _load_datasets(self) -> None:
-        """Have one actor on this machine read the files, which need to be nowhere else. Their bytes stay in
-        the object store, from which a node gets them once.
-        """
+    def _load_datasets(self) -> dict[str, Any]:
         one_node = self.runners and not cluster.several_nodes()
-        self.loader = self.runners[0].actor if one_node else self._new_loader()
-        try:
-            self.session.load_datasets(self._samples, self._try_out)
-        finally:
-            if not one_node:
-                ray.kill(self.loader)
+        return loading.load(self.session, self.runners[0].actor if one_node else None, self._new_loader)
 
     def _new_loader(self) -> Any:
         options = {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": cluster.here()}
         return self.actor_class.options(**options).remote(self.worker, self.data, "cpu", folders=self.folders)
-
-    def _samples(self, dataset: str, new: bool) -> dict[str, Any]:
-        self.arrays[dataset] = self.loader.arrays.remote(dataset)
-        try:
-            facts = dict(ray.get(self.loader.samples.remote(dataset)))
-            return facts | (dict(ray.get(self.loader.duplicates.remote(dataset))) if new else {})
-        except RayTaskError as error:
-            if isinstance(error.cause, FileNotFoundError):
-                raise UserError(str(error.cause)) from None
-            raise
-        except RayActorError as error:
-            raise _cannot_start(error) from None
-
-    def _try_out(self, architecture: str, dataset: str) -> str:
-        return str(ray.get(self.loader.try_out.remote(architecture, dataset)))
 
     # ---- how many actors ----------------------------------------------------------------------------------
 
@@ -193,7 +168,7 @@ class _Driver:
         elif any(other.starting is None for other in self.runners):
             self._end(runner)
         else:
-            raise _cannot_start(error) from None
+            raise cluster.cannot_start(error) from None
 
     # ---- giving -------------------------------------------------------------------------------------------
 
@@ -352,11 +327,16 @@ class _Driver:
         self._again(task, kind)
 
     def _retry_oom(self, runner: Runner, task: Task) -> bool:
-        """Whether a task that ran out of memory was put back; one actor less if it had no GPU to itself."""
-        if self.oom.get(task.id, 0) >= OOM_RETRIES or len(self.runners) == 1:
+        """Whether a task that ran out of memory was put back: with one actor less on CPUs; where actors share
+        GPUs, half as many share one from then on, which counts as no retry, down to a GPU for each.
+        """
+        count, shared = self.oom.get(task.id, 0), 0 < self.share.gpus < 1
+        if len(self.runners) == 1 or (count >= OOM_RETRIES and not shared):
             return False
-        self.oom[task.id] = self.oom.get(task.id, 0) + 1
-        self._replace(runner, fewer=runner.share.gpus < 1)
+        if shared and runner.share == self.share:  # else others have seen to it already
+            self.share = cluster.Share(0, 1 / max(1, round(1 / self.share.gpus) // 2))
+        self.oom[task.id] = count + (not shared)
+        self._replace(runner, fewer=not self.share.gpus)
         self._again(task, "oom")
         return True
 
@@ -394,7 +374,3 @@ class _Driver:
         for flight in reversed(runner.queue):
             self.schedule.put_back(flight.task)
         runner.queue.clear()
-
-
-def _cannot_start(error: RayError) -> UserError:
-    return UserError(f"a worker could not start: {str(error).strip().splitlines()[-1]}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from orchestrator import schema
 from orchestrator.keys import canonical
+from workers.views import mirrors, views_of
 
 END = 16_384  # bytes at the end of a file that are read at once
 SMALL = 10_000  # rows that are read faster by one thread than by several
@@ -184,3 +185,22 @@ def _half(lists: pa.ListArray) -> pa.ListArray:
     values = lists.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
     small = np.clip(values, -HALF_MAX, HALF_MAX).astype(np.float16)
     return pa.ListArray.from_arrays(pa.array(offsets - offsets[0], pa.int32()), pa.array(small))
+
+
+def score_facts(
+    dataset: dict[str, Any], views: int, versions: Iterable[str], specs: Iterable[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """What the metadata of a file of `scores` say: the definition of φ, what each view is (mirrored, pixels
+    down, pixels to the right), and the software versions that made the models. specs: of the models; where
+    some of them mirror and some do not, a view has no one meaning and `views` is None. dataset: as
+    specifications have it.
+    """
+    from orchestrator import datasets  # and pydantic with it, which reading does without
+
+    facts: dict[str, Any] = {"phi": schema.PHI, "versions": sorted(set(versions))}
+    known = datasets.constants(dataset)
+    if known is not None:
+        usual = bool(known["augment_flip"])
+        flips = {mirrors(spec, usual) for spec in specs} or {usual}
+        facts["views"] = views_of(flips.pop(), strong=True)[:views] if len(flips) == 1 else None
+    return facts

@@ -29,7 +29,7 @@ from orchestrator.plan import SHARED, Plan, Task
 from orchestrator.provenance import commit
 from orchestrator.sample_lists import SampleLists
 from orchestrator.schedule import FAILURES, Schedule
-from orchestrator.store import Store, new_part, score_facts, score_folder, score_rows
+from orchestrator.store import Store, new_part, score_folder, score_rows
 
 FLUSH_ROWS = 256  # rows that wait for a flush at most,
 FLUSH_EVERY_S = 1.0  # or what finishes in a second where that is more: a flush takes some 20 files
@@ -272,7 +272,7 @@ class Session:
         """Write the scores of one folder that wait."""
         waiting = self._scores[folder]
         views = 1 + max(row["view"] for row in waiting.rows)
-        facts = score_facts(waiting.specs[0]["dataset"], views, waiting.versions, waiting.specs)
+        facts = parquet.score_facts(waiting.specs[0]["dataset"], views, waiting.versions, waiting.specs)
         self.store.write_part("scores", waiting.rows, part, folder, facts)
 
     def _save(self, task_id: str, weights: bytes) -> None:

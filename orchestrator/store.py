@@ -28,7 +28,6 @@ from pyarrow import fs
 from orchestrator import atomic, parquet, remote, schema
 from orchestrator.errors import UserError
 from orchestrator.remote import patient
-from workers.views import mirrors, views_of
 
 MARKER = "lethe.json"
 ASIDE = "aside"
@@ -379,25 +378,6 @@ def score_rows(
             part = slice(start, start + schema.CHUNK)
             row = {"task_id": task_id, "view": view, "chunk": chunk, "phi": values[part]}
             yield row | ({name: column[part] for name, column in first.items()} if view == 0 else {})
-
-
-def score_facts(
-    dataset: dict[str, Any], views: int, versions: Iterable[str], specs: Iterable[dict[str, Any]] = ()
-) -> dict[str, Any]:
-    """What the metadata of a file of `scores` say: the definition of φ, what each view is (mirrored, pixels
-    down, pixels to the right), and the software versions that made the models. specs: of the models; where
-    some of them mirror and some do not, a view has no one meaning and `views` is None. dataset: as
-    specifications have it.
-    """
-    from orchestrator import datasets  # and pydantic with it, which reading does without
-
-    facts: dict[str, Any] = {"phi": schema.PHI, "versions": sorted(set(versions))}
-    known = datasets.constants(dataset)
-    if known is not None:
-        usual = bool(known["augment_flip"])
-        flips = {mirrors(spec, usual) for spec in specs} or {usual}
-        facts["views"] = views_of(flips.pop(), strong=True)[:views] if len(flips) == 1 else None
-    return facts
 
 
 def _part(file: Any, name: str) -> pq.ParquetFile:

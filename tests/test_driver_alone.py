@@ -153,7 +153,22 @@ def test_a_node_on_which_no_actor_starts_ends_no_run_in_which_others_work(ray: R
     assert driver.runners == [works] and driver.made == 2 + drivers.START_RETRIES
 
 
-@pytest.mark.parametrize(("share", "left"), [(Share(0, 1), 3), (Share(0, 0.5), 2), (Share(1, 0), 2)])
+def test_where_a_task_has_too_little_of_a_gpu_fewer_share_one(ray: Ray) -> None:
+    """Eight, four, two, one; then the GPU is too small, and the task has its two retries before it fails."""
+    driver = driver_of(20)
+    driver.share = Share(0, 1 / 8)
+    shares = []
+    while "t0" not in driver.session.ended:
+        driver.runners.clear()
+        runner, _ = driver.started(), driver.started()
+        shares.append(round(1 / runner.share.gpus))
+        driver.give(runner, 1)
+        ray.ready["outcome of t0"] = pickle.dumps(Outcome("t0", "oom"))
+        driver._collect()
+    assert shares == [8, 4, 2, 1, 1, 1] and driver.session.ended == {"t0": "oom"}
+
+
+@pytest.mark.parametrize(("share", "left"), [(Share(0, 1), 3), (Share(1, 0), 2)])
 def test_a_task_for_which_a_whole_gpu_is_too_small_costs_no_actor(ray: Ray, share: Share, left: int) -> None:
     driver = driver_of(20)
     driver.share = share

@@ -15,9 +15,10 @@ from methods.schedules import SCHEDULES, one_cycle
 from orchestrator import compact, report
 from orchestrator.catalogue import plugins
 from orchestrator.config import Grid
+from orchestrator.parquet import score_facts
 from orchestrator.recipes import FAST_EPOCHS, FAST_PEAK, RECIPE, resolve
 from orchestrator.runner import Options, run_grid
-from orchestrator.store import Store, score_facts, score_folder
+from orchestrator.store import Store, score_folder
 from tests.conftest import grid_data
 from tests.test_data import Mirrored, Plugin, dataset
 from tests.test_plan import ids, plan_of
