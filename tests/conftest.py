@@ -50,6 +50,28 @@ def weird_tmp_path(tmp_path: Path) -> Path:
     return folder
 
 
+HOLD = """
+import sys
+from orchestrator.lock import Lock
+from orchestrator.store import Store
+with Lock(Store.open(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(store: Any) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock of a module's `store` until its standard input ends."""
+    command = [sys.executable, "-c", HOLD, store.uri]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
 @pytest.fixture
 def write_grid(weird_tmp_path: Path) -> Callable[..., Path]:
     """Write a grid file: write_grid(methods=[…]) -> path."""

@@ -6,9 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,30 +18,10 @@ from orchestrator.errors import UserError
 from orchestrator.lock import NAME, Lock
 from orchestrator.store import Store
 
-HOLD = """
-import sys, time
-from orchestrator.lock import Lock
-from orchestrator.store import Store
-with Lock(Store.create(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
 
 @pytest.fixture
 def store(weird_tmp_path: Path) -> Store:
     return Store.create(str(weird_tmp_path / "results"))
-
-
-@pytest.fixture
-def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock."""
-    command = [sys.executable, "-c", HOLD, store.uri]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.communicate()
 
 
 def test_a_second_driver_is_refused_with_owner_and_age(store: Store, holder: subprocess.Popen[str]) -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,6 @@ from tests.test_session import outcome, plan_of, take
 
 COMMAND = (sys.executable, "-m", "orchestrator", "status", "--watch", "0.1", "--results")
 SHOWN_S = 30.0
-
-HOLD = """
-import sys, time
-from orchestrator.lock import Lock
-from orchestrator.store import Store
-with Lock(Store.open(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
 
 
 class Reads(Store):
@@ -57,18 +47,6 @@ class Reads(Store):
 @pytest.fixture
 def store(weird_tmp_path: Path) -> Store:
     return Store.create(str(weird_tmp_path / "results"))
-
-
-@pytest.fixture
-def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock until its standard input ends."""
-    command = [sys.executable, "-c", HOLD, store.uri]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
 
 
 def add(store: Store, **statuses: str) -> None:
