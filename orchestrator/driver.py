@@ -8,7 +8,6 @@ id: that a worker is lost, or a task moves, changes nothing but the time.
 
 from __future__ import annotations
 
-import pickle
 import time
 from typing import Any
 
@@ -16,7 +15,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from orchestrator import cluster, datasets, last_words, loading, window
-from orchestrator.actor import Actor, InFlight, Runner
+from orchestrator.actor import Actor, InFlight, Runner, outcomes
 from orchestrator.cluster import Resources
 from orchestrator.metrics import exported
 from orchestrator.plan import Task
@@ -62,6 +61,7 @@ class _Driver:
         self.device_mib = self.peak_mib = 0.0  # memory of a GPU, and the largest peak of a task on one
         self.arrays: dict[str, Any] = {}  # dataset -> reference of its bytes in the object store
         self.weights: dict[str, Any] = {}  # base id -> reference of its weights in the object store
+        self.alone: set[str] = set()  # tasks that were lost together and are given one by one from then on
         self.lost: dict[str, int] = {}  # task id -> workers it was lost with
         self.oom: dict[str, int] = {}
 
@@ -177,6 +177,8 @@ class _Driver:
         able = [runner for runner in self.runners if runner.starting is None and runner.share == self.share]
         starting = sum(runner.starting is not None for runner in self.runners)
         window.fill(self.schedule, able, self._feed, lambda queued: self._more(queued, starting))
+        for runner in able:
+            runner.send(self.alone)
         self.session.progress.running = busy = sum(bool(runner.queue) for runner in self.runners)
         return busy > 0 or (len(self.schedule) > 0 and not able)
 
@@ -200,12 +202,7 @@ class _Driver:
         if not runner.queue:
             runner.since = time.monotonic()
         self.session.events.given(task, runner.name)
-        payload = pickle.dumps(self.session.payload(task), pickle.HIGHEST_PROTOCOL)
-        given = (payload,) if weights is None else (payload, weights)
-        if task.leaves_model:
-            runner.queue.append(InFlight(task, *runner.actor.run_apart.remote(*given)))
-        else:
-            runner.queue.append(InFlight(task, runner.actor.run.remote(*given), None))
+        runner.queue.append(InFlight(task, self.session.payload(task), weights))
 
     def _weights(self, task: Task) -> Any:
         """A reference of the weights that a task starts from; None if it needs none or they are lost."""
@@ -250,15 +247,14 @@ class _Driver:
         """Take the outcome of an actor's first task, and of those behind it that are there, too."""
         flights = runner.ended()
         try:
-            outcomes = ray.get([flight.outcome for flight in flights])
+            found = outcomes(flights)
         except RayError:
             flights = flights[:1]  # the others are looked at when it is known what became of the first
-            outcomes = None
+            found = [None]
         now = time.monotonic()
         runner.task_s = window.paced(runner.task_s, now - runner.since, len(flights))
-        for place, flight in enumerate(flights):
-            outcome = self._outcome(runner, flight, outcomes and outcomes[place])
-            if outcome is None:
+        for flight, there in zip(flights, found, strict=True):
+            if (outcome := self._outcome(runner, flight, there)) is None:
                 return
             runner.queue.popleft()
             runner.since = now
@@ -266,17 +262,19 @@ class _Driver:
                 return  # those behind it are to run again
             self._finish(runner, flight, outcome)
 
-    def _outcome(self, runner: Runner, flight: InFlight, outcome: bytes | None) -> Any:
+    def _outcome(self, runner: Runner, flight: InFlight, outcome: Any) -> Any:
         """The outcome of an actor's first task with the weights it left; None if there is none, which is then
         dealt with. outcome: None if it is still to be fetched.
         """
         try:
-            found = pickle.loads(ray.get(flight.outcome) if outcome is None else outcome)
-            found.weights = None if flight.weights is None else ray.get(flight.weights)
-            return found
+            outcome = outcomes([flight])[0] if outcome is None else outcome
+            outcome.weights = None if flight.weights is None else ray.get(flight.weights)
+            return outcome
         except RayTaskError as error:
             if isinstance(error.cause, RayError):  # what the task needed was lost on its way
                 self._lose(runner, "lost_worker", str(error.cause))
+                return None
+            if self._lost_together(runner, "bug", str(error)):
                 return None
             runner.queue.popleft()  # the worker itself failed, which it never should
             runner.since = time.monotonic()
@@ -312,6 +310,8 @@ class _Driver:
 
     def _lose(self, runner: Runner, kind: str, reason: str) -> None:
         """An actor is gone: its first task counts a retry, the others wait again; a new actor comes."""
+        if self._lost_together(runner, kind, reason):
+            return
         task = runner.queue.popleft().task
         self.session.events.trouble("lost", task, kind, reason)
         if task.base is not None:  # its weights may have been on the node that is gone; the store has them
@@ -325,6 +325,21 @@ class _Driver:
             self._fail(runner, task, kind, text, last_words.of(runner.place))
             return
         self._again(task, kind)
+
+    def _lost_together(self, runner: Runner, kind: str, reason: str) -> bool:
+        """Whether an actor was lost with several tasks that travelled together: nobody knows which it was, so
+        they run again, each alone, on a new actor, and it counts no retry.
+        """
+        first = runner.queue[0]
+        if first.company == 1:
+            return False
+        for flight in runner.queue:
+            if flight.outcome == first.outcome:
+                self.alone.add(flight.task.id)
+                self.weights.pop(flight.task.base or "", None)
+                self.session.events.trouble("lost", flight.task, kind, reason)
+        self._replace(runner)
+        return True
 
     def _retry_oom(self, runner: Runner, task: Task) -> bool:
         """Whether a task that ran out of memory was put back: with one actor less on CPUs; where actors share
@@ -352,6 +367,8 @@ class _Driver:
         limit = self.resources.time_limit_s
         for runner in list(self.runners):
             if runner.queue and time.monotonic() - runner.since > limit:
+                if self._lost_together(runner, "timeout", f"longer than {limit:g} s"):
+                    continue
                 flight = runner.queue.popleft()
                 words = last_words.of(runner.place, hangs=True)
                 self._replace(runner)

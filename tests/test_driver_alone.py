@@ -76,7 +76,7 @@ class Driver(drivers._Driver):
         for _ in range(count):
             task = self.schedule.take(runner.name)
             assert task is not None
-            runner.queue.append(InFlight(task, f"outcome of {task.id}", None))
+            runner.queue.append(InFlight(task, {}, outcome=f"outcome of {task.id}"))
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def driver_of(tasks: int, time_limit_s: float = 3600.0) -> Driver:
 
 def ends(ray: Ray, *tasks: str) -> None:
     for task in tasks:
-        ray.ready[f"outcome of {task}"] = pickle.dumps(Outcome(task, "done"))
+        ray.ready[f"outcome of {task}"] = pickle.dumps([Outcome(task, "done")])
 
 
 def test_what_ended_before_a_long_task_is_recorded_and_not_overdue(
@@ -163,7 +163,7 @@ def test_where_a_task_has_too_little_of_a_gpu_fewer_share_one(ray: Ray) -> None:
         runner, _ = driver.started(), driver.started()
         shares.append(round(1 / runner.share.gpus))
         driver.give(runner, 1)
-        ray.ready["outcome of t0"] = pickle.dumps(Outcome("t0", "oom"))
+        ray.ready["outcome of t0"] = pickle.dumps([Outcome("t0", "oom")])
         driver._collect()
     assert shares == [8, 4, 2, 1, 1, 1] and driver.session.ended == {"t0": "oom"}
 
@@ -174,7 +174,75 @@ def test_a_task_for_which_a_whole_gpu_is_too_small_costs_no_actor(ray: Ray, shar
     driver.share = share
     runner, _, _ = driver.started(), driver.started(), driver.started()
     driver.give(runner, 1)
-    ray.ready["outcome of t0"] = pickle.dumps(Outcome("t0", "oom"))
+    ray.ready["outcome of t0"] = pickle.dumps([Outcome("t0", "oom")])
     driver._collect()
     assert len(driver.runners) == left and driver.fewer == 3 - left and runner not in driver.runners
     assert driver.oom == {"t0": 1} and driver.schedule.take("any").id == "t0"  # type: ignore[union-attr]
+
+
+class Called:
+    """An actor that notes the calls it gets; the reference of a call is its number."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[Any], tuple[str, ...]]] = []
+        self.run = SimpleNamespace(remote=lambda *call: self._note("run", call))
+        self.run_apart = SimpleNamespace(
+            remote=lambda *call: (self._note("run_apart", call), "weights it left")
+        )
+
+    def _note(self, method: str, call: tuple[Any, ...]) -> str:
+        self.calls.append((method, pickle.loads(call[0]), call[1:]))
+        return f"call {len(self.calls) - 1}"
+
+
+def fed(runner: Runner, tasks: list[Task], bases: dict[str, str]) -> None:
+    for task in tasks:
+        runner.queue.append(InFlight(task, {"id": task.id}, bases.get(str(task.base))))
+
+
+def unlearn(number: int, base: str) -> Task:
+    return Task(f"u{number}", {"kind": "unlearn", "base": base})
+
+
+def test_a_quarter_of_a_deep_queue_travels_in_one_call_with_each_base_once() -> None:
+    actor = Called()
+    runner = Runner("actor-1", actor, "", None, Share(1, 0))
+    fed(
+        runner,
+        [unlearn(i, "a" if i < 3 else "b") for i in range(16)],
+        {"a": "weights of a", "b": "weights of b"},
+    )
+    runner.send(alone=())
+    assert [len(pairs) for _, pairs, _ in actor.calls] == [4, 4, 4, 4]
+    method, pairs, bases = actor.calls[0]
+    assert method == "run" and bases == ("weights of a", "weights of b")
+    assert pairs == [({"id": "u0"}, 0), ({"id": "u1"}, 0), ({"id": "u2"}, 0), ({"id": "u3"}, 1)]
+    assert [(f.outcome, f.place, f.company) for f in runner.queue][3:5] == [
+        ("call 0", 3, 4),
+        ("call 1", 0, 4),
+    ]
+    fed(runner, [unlearn(16, "b")], {"b": "weights of b"})
+    runner.send(alone=())
+    assert len(actor.calls) == 5 and actor.calls[4][1] == [({"id": "u16"}, 0)]
+
+
+def test_tasks_of_a_short_queue_travel_alone_and_so_do_those_that_leave_weights_or_were_lost() -> None:
+    actor = Called()
+    runner = Runner("actor-1", actor, "", None, Share(1, 0))
+    fed(runner, [Task(f"t{i}", {"kind": "retrain"}) for i in range(7)], {})
+    runner.send(alone=())
+    assert [len(pairs) for _, pairs, _ in actor.calls] == [1] * 7
+    actor.calls.clear()
+    runner.queue.clear()
+    fed(runner, [Task(f"t{i}", {"kind": "base" if i == 5 else "retrain"}) for i in range(16)], {})
+    runner.send(alone={"t2"})
+    assert [(method, [p["id"] for p, _ in pairs]) for method, pairs, _ in actor.calls] == [
+        ("run", ["t0", "t1"]),
+        ("run", ["t2"]),
+        ("run", ["t3", "t4"]),
+        ("run_apart", ["t5"]),
+        ("run", ["t6", "t7", "t8", "t9"]),
+        ("run", ["t10", "t11", "t12", "t13"]),
+        ("run", ["t14", "t15"]),
+    ]
+    assert runner.queue[5].weights == "weights it left"

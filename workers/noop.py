@@ -21,12 +21,15 @@ from workers.outcome import Outcome, Scores
 
 POOL, TEST = 12, 4
 SHA256 = hashlib.sha256(b"no-op").hexdigest()
-WEIGHTS = bytes(1024)
+TENSOR = bytes(1024)
+HEADER = json.dumps({"w": {"dtype": "U8", "shape": [len(TENSOR)], "data_offsets": [0, len(TENSOR)]}}).encode()
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + TENSOR  # as safetensors
 FACTS = {
     **dict.fromkeys(("ra", "fa", "va", "ta"), 0.875),
     **dict.fromkeys(("retain_loss", "forget_loss", "val_loss", "test_loss"), 0.123456789),
     **dict.fromkeys(("wall_s", "evaluate_s"), 0.0),
-    **dict.fromkeys(("members_sha256", "dataset_sha256", "weights_sha256"), SHA256),
+    **dict.fromkeys(("members_sha256", "dataset_sha256"), SHA256),
+    "weights_sha256": hashlib.sha256(b"w" + TENSOR).hexdigest(),
     "peak_memory_mib": 512.0,
     "device": f"cpu ({platform.machine()})",
     "host": socket.gethostname(),
