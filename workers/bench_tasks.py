@@ -1,0 +1,248 @@
+"""Whole tasks for `bench_train`: a base, a retrain and every method, run by a real worker and timed.
+
+Training images are those that batches deliver to training: every view counts what it hands out, so partial
+passes, repeated batches and sets read for a mask are in the count. Images of evaluation are not. Codes of
+mnemonic methods are no images.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+import methods
+from methods.base import plugin
+from workers.bench_machine import Region
+from workers.data import Arrays, View
+
+VAL_FRACTION, FORGET_FRACTION, FORGET_CLASS = 0.15, 0.1, 0
+RATE_WHERE_DIVERGED = 1e-6
+Tell = Callable[[str], None]
+
+
+# ---- data ------------------------------------------------------------------------------------------------
+
+
+class Synthetic:
+    """Random pixels and labels in the shape of a data set's images, cropped and mirrored as it says."""
+
+    def __init__(self, like: Any, channels: int, size: int, pool: int, test: int) -> None:
+        self.name, self.num_classes = f"{like.name}_shape", like.num_classes
+        self.mean, self.std = like.mean, like.std
+        self.augment_pad, self.augment_flip = like.augment_pad, like.augment_flip
+        self.pool_size, self.test_size, self._shape = pool, test, (channels, size, size)
+        self.training = like.training
+
+    def load(self, folder: Path) -> Arrays:
+        """The arrays, always the same; `folder` is not needed."""
+        rng = np.random.default_rng(0)
+
+        def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+            images = rng.integers(0, 256, (count, *self._shape), dtype=np.uint8)
+            return images, rng.permutation(np.arange(count) % self.num_classes)
+
+        return Arrays(*draw(self.pool_size), *draw(self.test_size))
+
+
+def cifar(pool: int, test: int) -> Synthetic:
+    """Random data of CIFAR-10's shape."""
+    return Synthetic(plugin("workers.datasets", "cifar10"), 3, 32, pool, test)
+
+
+def digits(pool: int | None = None, test: int | None = None) -> Any:
+    """The digits; with a size given, or without scikit-learn, random data of their shape."""
+    real = plugin("workers.datasets", "digits")
+    if pool is None and importlib.util.find_spec("sklearn") is not None:
+        return real()
+    sizes = (real.pool_size if pool is None else pool, real.test_size if test is None else test)
+    return Synthetic(real, 1, 8, *sizes)
+
+
+# ---- counts -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def delivered() -> Iterator[list[int]]:
+    """Inside, the one number of the list grows by the samples of each batch that a view hands out."""
+    count, plain = [0], View.batches
+
+    def batches(self: View, *given: Any, **named: Any) -> Iterator[Any]:
+        for batch in plain(self, *given, **named):
+            count[0] += len(batch[1])
+            yield batch
+
+    View.batches = batches  # type: ignore[method-assign]
+    try:
+        yield count
+    finally:
+        View.batches = plain  # type: ignore[method-assign]
+
+
+# ---- tasks -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Package:
+    """A base, a retrain and every method on one dataset and architecture. dropped: repeats before the first
+    that counts; epochs: of the base and the retrain.
+    """
+
+    dataset: Any
+    architecture: str
+    epochs: int
+    batch_size: int
+    repeats: int
+    dropped: int = 0
+
+    def spec(self, kind: str, repeat: int, mnemonic: bool = False) -> dict[str, Any]:
+        """The specification of a task as plans make it, without versions, which no result depends on."""
+        name = {"name": self.dataset.name}, {"name": self.architecture}
+        members = {"track": "main", "val_fraction": VAL_FRACTION}
+        random = {"name": "random", "parameters": {"fraction": FORGET_FRACTION}}
+        by_class = {"name": "class", "parameters": {"classes": [FORGET_CLASS]}}
+        spec: dict[str, Any] = {"kind": kind, "dataset": name[0], "architecture": name[1], "members": members}
+        if kind != "base":
+            spec["forget"] = by_class if mnemonic else random
+        if kind == "unlearn":
+            return spec | {"augment": True, "precision": "auto", "seeds": {"unlearn": repeat}}
+        seeds = {"init": repeat, "order": repeat, "codes": repeat}
+        return spec | {"training": self._training(mnemonic), "seeds": seeds}
+
+    def _training(self, mnemonic: bool) -> dict[str, Any]:
+        recipe = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+        recipe |= {"schedule": "cosine", "epochs": self.epochs, "batch_size": self.batch_size}
+        recipe |= {"augment": True, "precision": "auto", "version": 1}
+        return recipe | ({"mnemonic": {"t_mix": 0.2, "version": 1}} if mnemonic else {})
+
+    def unlearn(self, method: Any, base: str, repeat: int, **changed: Any) -> dict[str, Any]:
+        """The specification of a method at its defaults, but for what is `changed`."""
+        values = asdict(method()) | changed
+        own = {"base": base, "method": {"name": method.name, "hyperparameters": values}}
+        return self.spec("unlearn", repeat, method.training == "mnemonic") | own
+
+
+def all_methods() -> list[Any]:
+    """The classes in methods/, by name."""
+    found = []
+    for module in pkgutil.iter_modules(methods.__path__):
+        with suppress(LookupError):  # a file of helpers
+            found.append(plugin("methods", module.name))
+    return found
+
+
+def why_not(method: Any) -> str:
+    """Why a method cannot be run in a package here; '' if it can."""
+    if method.training not in ("plain", "mnemonic"):
+        return f"needs a base of training {method.training!r}, which this benchmark cannot make"
+    if method.training == "plain" and method.scope == "class":
+        return "is made for whole classes, and the package forgets random samples"
+    return ""
+
+
+class Runs:
+    """Runs the tasks of a package on a worker; keeps an entry of `tasks` (bench_train) for each."""
+
+    def __init__(self, worker: Any, package: Package, tell: Tell) -> None:
+        self.worker, self.package, self.tell = worker, package, tell
+        self.tasks: list[dict[str, Any]] = []
+        self.peaks: dict[str, float | None] = {}
+        self.notes: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+
+    def base_and_retrain(self, repeat: int, mnemonic: bool = False) -> str:
+        """Train both, the retrain of plain training only; returns the id of the base."""
+        base = f"base-{repeat}{'-mnemonic' if mnemonic else ''}"
+        for kind in ("base",) if mnemonic else ("base", "retrain"):
+            spec = self.package.spec(kind, repeat, mnemonic)
+            entry, outcome = self._run(base if kind == "base" else f"retrain-{repeat}", spec, repeat)
+            if outcome.status != "done":
+                raise RuntimeError(f"a {kind} did not finish: {outcome.status}, {outcome.reason}")
+            if not mnemonic:
+                self.tasks.append(entry)
+        return base
+
+    def method(self, method: Any, base: str, repeat: int) -> None:
+        """Run a method. One that diverges on random data is run again with tiny learning rates, on which its
+        speed does not depend.
+        """
+        if method.name in self.left_out:
+            return
+        entry, outcome = self._run(
+            f"{method.name}-{repeat}", self.package.unlearn(method, base, repeat), repeat
+        )
+        if outcome.status == "diverged":
+            names = [name for name in asdict(method()) if name.endswith("learning_rate")]
+            spec = self.package.unlearn(method, base, repeat, **dict.fromkeys(names, RATE_WHERE_DIVERGED))
+            self.notes[method.name] = "diverged at its defaults; timed at learning rates of 1e-6"
+            entry, outcome = self._run(f"{method.name}-{repeat}", spec, repeat)
+        if outcome.status != "done":
+            self.left_out[method.name] = f"{outcome.status}: {outcome.reason}"
+        else:
+            self.tasks.append(entry)
+
+    def _run(self, task_id: str, spec: dict[str, Any], repeat: int) -> tuple[dict[str, Any], Any]:
+        self.worker.warm_up(spec)
+        with delivered() as count, Region(self.worker.device) as region:
+            outcome = self.worker.run({"id": task_id, "spec": spec})
+        row, name = outcome.row, spec.get("method", {}).get("name", "")
+        device_peak = row.get("peak_memory_mib")  # a task starts the count of a GPU anew itself
+        self.peaks[name or spec["kind"]] = (
+            device_peak if self.worker.device.type == "cuda" else region.peak_memory_mib
+        )
+        dataset = self.worker.dataset(spec["dataset"]["name"])
+        entry = {"kind": spec["kind"], "method": name, "dataset": dataset.name}
+        entry |= {"architecture": spec["architecture"]["name"], "track": "main", "image": list(dataset.shape)}
+        entry |= {"training_images": float(count[0]), "wall_s": row.get("wall_s")}
+        entry |= {"evaluate_s": row.get("evaluate_s"), "evaluated_images": len(dataset), "repeat": repeat}
+        self.tell(f"{spec['kind']} {name} {row.get('wall_s') or 0:.2f} s")
+        return entry, outcome
+
+
+def run_package(worker: Any, package: Package, tell: Tell) -> tuple[Runs, list[float]]:
+    """Run a package as often as it says, and after each the methods that need other bases; returns what ran
+    and the seconds of each counted package, from the first task to the last, all that a worker does included.
+    """
+    plain = [m for m in all_methods() if not why_not(m) and m.training == "plain"]
+    others = [m for m in all_methods() if not why_not(m) and m.training != "plain"]
+    runs, seconds = Runs(worker, package, tell), []
+    for repeat in range(-package.dropped, package.repeats):
+        start = time.perf_counter()
+        base = runs.base_and_retrain(repeat)
+        for method in plain:
+            runs.method(method, base, repeat)
+        seconds.append(time.perf_counter() - start)
+        if others:
+            base = runs.base_and_retrain(repeat, mnemonic=True)
+        for method in others:
+            runs.method(method, base, repeat)
+    runs.tasks = [task for task in runs.tasks if task["repeat"] >= 0]
+    runs.left_out |= {method.name: why for method in all_methods() if (why := why_not(method))}
+    return runs, seconds[package.dropped :]
+
+
+def of_method(tasks: list[dict[str, Any]], kind: str, method: str = "") -> dict[str, float]:
+    """Medians over the repeats of a task: images, seconds of training or unlearning, and of evaluation."""
+    own = [task for task in tasks if (task["kind"], task["method"]) == (kind, method)]
+    names = ("training_images", "wall_s", "evaluate_s")
+    return {name: median(task[name] for task in own) for name in names} | {"repeats": len(own)}
+
+
+def worker_for(device: torch.device, datasets: list[Any]) -> Any:
+    """A worker whose datasets are these. ModuleNotFoundError without scipy or safetensors."""
+    from workers.worker import Worker
+
+    class Given(Worker):
+        def _plugin(self, name: str) -> Any:
+            return next(dataset for dataset in datasets if dataset.name == name)
+
+    return Given("data", device.type, hot=2)
