@@ -50,7 +50,9 @@ def loader_workers() -> int:
     return max(1, (os.cpu_count() or 1) // 2)
 
 
-def loader(plugin: Any, images: np.ndarray, labels: np.ndarray, batch_size: int, train: bool) -> Any:
+def loader(
+    plugin: Any, images: np.ndarray, labels: np.ndarray, batch_size: int, train: bool, device: torch.device
+) -> Any:
     """Batches of a dataset plug-in's images: shuffled, cropped and mirrored as it says, or as they are."""
     steps: list[Any] = []
     if train and plugin.augment_pad:
@@ -64,7 +66,7 @@ def loader(plugin: Any, images: np.ndarray, labels: np.ndarray, batch_size: int,
         batch_size,
         shuffle=train,
         num_workers=loader_workers(),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
     )
 
 

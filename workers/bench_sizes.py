@@ -47,8 +47,8 @@ SIZES = {
         small={"cnn_small": (1437, 256)},
         warm=16,
         matrices=(512, 1024, 2048),
-        pool=120,
-        test=30,
+        pool=80,
+        test=20,
         epochs=2,
     ),
 }
