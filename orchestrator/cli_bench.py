@@ -31,7 +31,7 @@ def bench(
     ] = None,
     parts: Annotated[
         str, typer.Option(help="train: some of these, with commas; on a GPU each takes minutes")
-    ] = "train,digits,cifar",
+    ] = "train,digits,cifar,reference",
     quick: Annotated[
         bool, typer.Option("--quick", help="train: does it run? The figures mean nothing")
     ] = False,

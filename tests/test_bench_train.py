@@ -202,7 +202,7 @@ def test_mistakes_are_one_line(lethe: Lethe, capsys: pytest.CaptureFixture[str])
     assert done.returncode == 2
     assert done.stderr == "bench --device gpu: unknown. Allowed: auto, cpu, cuda.\n"
     assert bench_train.main(["--parts", "train,x"]) == 2
-    assert capsys.readouterr().err == "bench --parts x: unknown. Allowed: train, digits, cifar.\n"
+    assert capsys.readouterr().err == "bench --parts x: unknown. Allowed: train, digits, cifar, reference.\n"
 
 
 def test_a_machine_without_a_card_is_told(

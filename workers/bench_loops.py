@@ -78,7 +78,8 @@ class Loops:
 
     def _loader(self, samples: int, train: bool) -> Any:
         images, labels = self.arrays.pool_images[:samples], self.arrays.pool_labels[:samples]
-        return reference.loader(self.plugin, images, labels, self.batch_size, train, self.device)
+        pictures = reference.Pictures(self.plugin, images, labels, augment=train)
+        return reference.loader(pictures, self.device, batch_size=self.batch_size, shuffle=train)
 
     def train(self, samples: int) -> tuple[int, Region]:
         model = self.model().to(self.device)

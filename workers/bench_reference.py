@@ -28,21 +28,31 @@ PRODUCTS = {"cpu": 1, "cuda": 10}  # matrix products between two looks at the cl
 # ---- the loop --------------------------------------------------------------------------------------------
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
+class Pictures(Dataset[tuple[Tensor, int, int]]):
     """uint8 images (n, channels, height, width) and labels (n,), a PIL image made at each access, as
     torchvision's datasets do.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: Any) -> None:
+    def __init__(self, plugin: Any, images: np.ndarray, labels: np.ndarray, augment: bool) -> None:
         grey = images.shape[1] == 1
         self.images = images[:, 0] if grey else np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-        self.labels, self.transform = labels.tolist(), transform
+        self.labels, self.transform = labels.tolist(), _transform(plugin, images.shape[-1], augment)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index], index
+
+
+def _transform(plugin: Any, size: int, augment: bool) -> Any:
+    """Crop and mirror as a dataset plug-in says, if `augment`; then normalise."""
+    steps: list[Any] = []
+    if augment and plugin.augment_pad:
+        steps.append(transforms.RandomCrop(size, padding=plugin.augment_pad))
+    if augment and plugin.augment_flip:
+        steps.append(transforms.RandomHorizontalFlip())
+    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(plugin.mean, plugin.std)])
 
 
 def loader_workers() -> int:
@@ -50,24 +60,9 @@ def loader_workers() -> int:
     return max(1, (os.cpu_count() or 1) // 2)
 
 
-def loader(
-    plugin: Any, images: np.ndarray, labels: np.ndarray, batch_size: int, train: bool, device: torch.device
-) -> Any:
-    """Batches of a dataset plug-in's images: shuffled, cropped and mirrored as it says, or as they are."""
-    steps: list[Any] = []
-    if train and plugin.augment_pad:
-        steps.append(transforms.RandomCrop(images.shape[-1], padding=plugin.augment_pad))
-    if train and plugin.augment_flip:
-        steps.append(transforms.RandomHorizontalFlip())
-    steps += [transforms.ToTensor(), transforms.Normalize(plugin.mean, plugin.std)]
-    pictures = Pictures(images, labels, transforms.Compose(steps))
-    return DataLoader(
-        pictures,
-        batch_size,
-        shuffle=train,
-        num_workers=loader_workers(),
-        pin_memory=device.type == "cuda",
-    )
+def loader(pictures: Pictures, device: torch.device, **batches: Any) -> Any:
+    """(images, labels, indices) of batches, chosen by `batch_size` and `shuffle` or by a `batch_sampler`."""
+    return DataLoader(pictures, num_workers=loader_workers(), pin_memory=device.type == "cuda", **batches)
 
 
 def train_epoch(model: nn.Module, batches: Any, device: torch.device) -> int:
@@ -77,7 +72,7 @@ def train_epoch(model: nn.Module, batches: Any, device: torch.device) -> int:
         model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
     seen, total = 0, 0.0
-    for images, labels in batches:
+    for images, labels, _ in batches:
         images, labels = images.to(device), labels.to(device)
         optimizer.zero_grad()
         loss = cross_entropy(model(images), labels)
@@ -93,7 +88,7 @@ def evaluate_epoch(model: nn.Module, batches: Any, device: torch.device) -> int:
     """One pass of evaluation over a loader; returns the samples seen."""
     model.eval()
     seen, total, correct = 0, 0.0, 0
-    for images, labels in batches:
+    for images, labels, _ in batches:
         images, labels = images.to(device), labels.to(device)
         logits = model(images)
         total += cross_entropy(logits, labels).item() * len(labels)

@@ -22,8 +22,9 @@ import torch
 
 import methods
 from methods.base import plugin
+from workers import bench_reference as reference
 from workers.bench_machine import Region
-from workers.data import Arrays, View
+from workers.data import Arrays, DeviceDataset, View, batch_bounds
 
 VAL_FRACTION, FORGET_FRACTION, FORGET_CLASS = 0.15, 0.1, 0
 RATE_WHERE_DIVERGED = 1e-6
@@ -88,13 +89,36 @@ def delivered() -> Iterator[list[int]]:
         View.batches = plain  # type: ignore[method-assign]
 
 
+@contextmanager
+def by_loader(plugin: Any, dataset: DeviceDataset) -> Iterator[None]:
+    """Inside, views make batches as the reference does: through PIL and the processes of a loader that is
+    started anew for every pass. Which samples a batch has does not change.
+    """
+    plain, images = View.batches, dataset.images.cpu().numpy()
+
+    def batches(self: View, batch_size: int, limit: int | None = None) -> Iterator[Any]:
+        shuffled = self.index.cpu()[torch.randperm(len(self.index))][:limit]
+        bounds = batch_bounds(len(shuffled), max(batch_size, 2))
+        pictures = reference.Pictures(plugin, images, dataset.host_labels, augment=self.augment)
+        chosen = [shuffled[start:end].tolist() for start, end in bounds]
+        for batch in reference.loader(pictures, dataset.device, batch_sampler=chosen):
+            yield tuple(tensor.to(dataset.device) for tensor in batch)
+
+    View.batches = batches  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        View.batches = plain  # type: ignore[method-assign]
+
+
 # ---- tasks -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Package:
     """A base, a retrain and every method on one dataset and architecture. dropped: repeats before the first
-    that counts; epochs: of the base and the retrain.
+    that counts; epochs: of the base and the retrain; beside: whether to run each method once more as the
+    reference would feed it.
     """
 
     dataset: Any
@@ -103,9 +127,10 @@ class Package:
     batch_size: int
     repeats: int
     dropped: int = 0
+    beside: bool = False
 
     def spec(self, kind: str, repeat: int, mnemonic: bool = False) -> dict[str, Any]:
-        """The specification of a task as plans make it, without versions, which no result depends on."""
+        """The specification of a task as plans make it, less the versions, on which no result depends."""
         name = {"name": self.dataset.name}, {"name": self.architecture}
         members = {"track": "main", "val_fraction": VAL_FRACTION}
         random = {"name": "random", "parameters": {"fraction": FORGET_FRACTION}}
@@ -156,6 +181,7 @@ class Runs:
         self.worker, self.package, self.tell = worker, package, tell
         self.tasks: list[dict[str, Any]] = []
         self.peaks: dict[str, float | None] = {}
+        self.reference: dict[str, dict[str, Any]] = {}
         self.notes: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
 
@@ -164,7 +190,7 @@ class Runs:
         base = f"base-{repeat}{'-mnemonic' if mnemonic else ''}"
         for kind in ("base",) if mnemonic else ("base", "retrain"):
             spec = self.package.spec(kind, repeat, mnemonic)
-            entry, outcome = self._run(base if kind == "base" else f"retrain-{repeat}", spec, repeat)
+            entry, outcome, _ = self._run(base if kind == "base" else f"retrain-{repeat}", spec, repeat)
             if outcome.status != "done":
                 raise RuntimeError(f"a {kind} did not finish: {outcome.status}, {outcome.reason}")
             if not mnemonic:
@@ -177,35 +203,47 @@ class Runs:
         """
         if method.name in self.left_out:
             return
-        entry, outcome = self._run(
-            f"{method.name}-{repeat}", self.package.unlearn(method, base, repeat), repeat
-        )
+        name = f"{method.name}-{repeat}"
+        entry, outcome, peak = self._run(name, self.package.unlearn(method, base, repeat), repeat)
         if outcome.status == "diverged":
-            names = [name for name in asdict(method()) if name.endswith("learning_rate")]
-            spec = self.package.unlearn(method, base, repeat, **dict.fromkeys(names, RATE_WHERE_DIVERGED))
             self.notes[method.name] = "diverged at its defaults; timed at learning rates of 1e-6"
-            entry, outcome = self._run(f"{method.name}-{repeat}", spec, repeat)
+            spec = self.package.unlearn(method, base, repeat, **self._changed(method))
+            entry, outcome, peak = self._run(name, spec, repeat)
+        self.peaks[method.name] = peak
         if outcome.status != "done":
             self.left_out[method.name] = f"{outcome.status}: {outcome.reason}"
         else:
             self.tasks.append(entry)
 
-    def _run(self, task_id: str, spec: dict[str, Any], repeat: int) -> tuple[dict[str, Any], Any]:
+    def _changed(self, method: Any) -> dict[str, float]:
+        """The learning rates of a method that diverges at its own."""
+        names = [name for name in asdict(method()) if name.endswith("learning_rate")]
+        return dict.fromkeys(names, RATE_WHERE_DIVERGED) if method.name in self.notes else {}
+
+    def fed_by_the_reference(self, method: Any, base: str) -> None:
+        """Run a method once in float32 on batches made as the reference makes them."""
+        spec = self.package.unlearn(method, base, 0, **self._changed(method)) | {"precision": "float32"}
+        dataset = self.worker.dataset(self.package.dataset.name)
+        with by_loader(self.package.dataset, dataset):
+            entry, outcome, peak = self._run(f"{method.name}-reference", spec, 0)
+        if outcome.status == "done" and entry["training_images"]:
+            self.reference[method.name] = entry
+            self.peaks[f"{method.name} by the reference"] = peak
+
+    def _run(self, task_id: str, spec: dict[str, Any], repeat: int) -> tuple[Any, ...]:
         self.worker.warm_up(spec)
         with delivered() as count, Region(self.worker.device) as region:
             outcome = self.worker.run({"id": task_id, "spec": spec})
         row, name = outcome.row, spec.get("method", {}).get("name", "")
         device_peak = row.get("peak_memory_mib")  # a task starts the count of a GPU anew itself
-        self.peaks[name or spec["kind"]] = (
-            device_peak if self.worker.device.type == "cuda" else region.peak_memory_mib
-        )
+        peak = device_peak if self.worker.device.type == "cuda" else region.peak_memory_mib
         dataset = self.worker.dataset(spec["dataset"]["name"])
         entry = {"kind": spec["kind"], "method": name, "dataset": dataset.name}
         entry |= {"architecture": spec["architecture"]["name"], "track": "main", "image": list(dataset.shape)}
         entry |= {"training_images": float(count[0]), "wall_s": row.get("wall_s")}
         entry |= {"evaluate_s": row.get("evaluate_s"), "evaluated_images": len(dataset), "repeat": repeat}
         self.tell(f"{spec['kind']} {name} {row.get('wall_s') or 0:.2f} s")
-        return entry, outcome
+        return entry, outcome, peak
 
 
 def run_package(worker: Any, package: Package, tell: Tell) -> tuple[Runs, list[float]]:
@@ -225,6 +263,10 @@ def run_package(worker: Any, package: Package, tell: Tell) -> tuple[Runs, list[f
             base = runs.base_and_retrain(repeat, mnemonic=True)
         for method in others:
             runs.method(method, base, repeat)
+    base = f"base-{package.repeats - 1}"
+    for method in plain if package.beside else ():
+        if method.name not in runs.left_out:
+            runs.fed_by_the_reference(method, base)
     runs.tasks = [task for task in runs.tasks if task["repeat"] >= 0]
     runs.left_out |= {method.name: why for method in all_methods() if (why := why_not(method))}
     return runs, seconds[package.dropped :]

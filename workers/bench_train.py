@@ -1,6 +1,7 @@
 """How fast models are trained, evaluated and made to forget, beside the reference's loop on the same device.
 
-    python -m workers.bench_train [--device auto|cpu|cuda] [--parts train,digits,cifar] [--samples N] [--json]
+    python -m workers.bench_train [--device auto|cpu|cuda] [--parts train,digits,cifar,reference]
+                                  [--samples N] [--quick] [--json]
 
 `lethe bench train` is the same. This needs torch, torchvision and numpy; the parts digits and cifar also what
 a worker imports, scipy and safetensors; tinyvit11m timm. What cannot be measured is named in `left_out`.
@@ -8,8 +9,9 @@ a worker imports, scipy and safetensors; tinyvit11m timm. What cannot be measure
 Parts. train: for each architecture one pass of training and one of evaluation, by the reference's loop and by
 ours, in turn, after both were warmed up. digits, cifar: packages, that is a base, a retrain and every method
 at its default hyper-parameters, run by a worker as in a grid; of the digits (those of scikit-learn if there)
-with cnn_small, and of random data of CIFAR-10's shape with resnet18. Other data is random too: of it the
-speed does not depend. Figures are medians over `repeats`. The last line printed is the JSON:
+with cnn_small, and of random data of CIFAR-10's shape with resnet18. reference: in the packages each method
+once more in float32, on batches made as the reference makes them. Other data than the digits is random, on
+which the speed does not depend. Figures are medians over `repeats`. The last line printed is the JSON:
 
     device, processor, threads, loader_workers, versions
     flop_per_s      of large matrix products, the best size, in each precision: the arithmetic limit
@@ -68,7 +70,7 @@ from workers.bench_tasks import (
 )
 from workers.evaluate import BATCH
 
-PARTS = ("train", "digits", "cifar")
+PARTS = ("train", "digits", "cifar", "reference")
 NUMBERS = (
     *("batch_size", "images", "seconds", "images_per_s", "reference_seconds", "reference_images"),
     *("reference_images_per_s", "ratio", "flops_per_image", "limit_images_per_s", "limit_fraction"),
@@ -153,9 +155,9 @@ def measure(
         if "train" in parts:
             _train_part(bench)
         if "digits" in parts:
-            _digits_part(bench)
+            _digits_part(bench, "reference" in parts)
         if "cifar" in parts:
-            _cifar_part(bench)
+            _cifar_part(bench, "reference" in parts)
         found = {"device": name_of(where), "processor": processor(), "threads": torch.get_num_threads()}
     finally:
         torch.set_num_threads(threads)
@@ -176,6 +178,10 @@ def _check(parts: tuple[str, ...], engine: str) -> None:
     for part in parts:
         if part not in PARTS:
             raise CannotMeasure(f"bench --parts {part}: unknown. Allowed: {', '.join(PARTS)}.")
+    if "reference" in parts and not {"digits", "cifar"} & set(parts):
+        raise CannotMeasure(
+            "bench --parts reference: needs digits or cifar too, whose methods it runs again."
+        )
     if engine not in ENGINES:
         raise CannotMeasure(f"bench engine {engine}: unknown. Allowed: {', '.join(ENGINES)}.")
 
@@ -213,21 +219,21 @@ def _beside(bench: Bench, name: str, plugin: Any, batch_size: int) -> None:
 # ---- packages --------------------------------------------------------------------------------------------
 
 
-def _digits_part(bench: Bench) -> None:
+def _digits_part(bench: Bench, beside: bool) -> None:
     pool, repeats = bench.sizes.digits_pool, bench.sizes.packages[0]
     dataset = digits(pool, None if pool is None else pool // 4)
     recipe = dataset.training
     epochs = recipe["epochs"] if pool is None else bench.sizes.epochs
     # The first repeat pays for imports and first calls, of methods too, and is over in seconds.
-    package = Package(dataset, "cnn_small", epochs, recipe["batch_size"], repeats, dropped=1)
+    package = Package(dataset, "cnn_small", epochs, recipe["batch_size"], repeats, 1, beside)
     _package(bench, package)
 
 
-def _cifar_part(bench: Bench) -> None:
+def _cifar_part(bench: Bench, beside: bool) -> None:
     sizes = bench.sizes
     dataset = cifar(sizes.pool, sizes.test)
-    batch_size = dataset.training["batch_size"]
-    _package(bench, Package(dataset, sizes.architecture, sizes.epochs, batch_size, sizes.packages[1]))
+    how_much = (sizes.epochs, dataset.training["batch_size"], sizes.packages[1])
+    _package(bench, Package(dataset, sizes.architecture, *how_much, beside=beside))
 
 
 def _package(bench: Bench, package: Package) -> None:
@@ -249,6 +255,7 @@ def _package(bench: Bench, package: Package) -> None:
 def _method_row(bench: Bench, package: Package, runs: Any, method: Any) -> dict[str, Any]:
     of = of_method(runs.tasks, "unlearn", method.name)
     total = of["wall_s"] + of["evaluate_s"]
+    theirs = runs.reference.get(method.name, {})
     return bench.row(
         "unlearn",
         package.architecture,
@@ -257,9 +264,12 @@ def _method_row(bench: Bench, package: Package, runs: Any, method: Any) -> dict[
         batch_size=getattr(method(), "batch_size", None),
         images=of["training_images"],
         seconds=of["wall_s"],
+        reference_images=theirs.get("training_images"),
+        reference_seconds=theirs.get("wall_s"),
         evaluate_s=of["evaluate_s"],
         models_per_hour=3600 / total,
         peak_memory_mib=runs.peaks[method.name],
+        reference_peak_memory_mib=runs.peaks.get(f"{method.name} by the reference"),
         repeats=of["repeats"],
         note=runs.notes.get(method.name),
     )
