@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,14 +19,26 @@ from torch import nn
 from benchmarks import record
 from methods.base import plugin
 from methods.finetune import Finetune
+from orchestrator import cli_bench
 from orchestrator.cost import images
-from tests.conftest import ROOT, Lethe
+from orchestrator.errors import UserError
+from tests.conftest import ROOT
 from tests.test_plan import plan_of
 from workers import bench_tasks, bench_train
 from workers.bench_machine import Region
 from workers.bench_reference import flops_per_image, rate
 from workers.bench_sizes import QUICK
-from workers.bench_tasks import Package, Runs, delivered, digits, run_package, why_not, worker_for
+from workers.bench_tasks import (
+    Package,
+    Runs,
+    by_loader,
+    cifar,
+    delivered,
+    digits,
+    run_package,
+    why_not,
+    worker_for,
+)
 
 CPU = torch.device("cpu")
 TINY = dataclasses.replace(QUICK, train={"cnn_small": (21, 8)}, small={"cnn_small": (20, 8)})
@@ -137,8 +150,9 @@ def test_a_package_has_every_method_of_the_main_study(found: dict[str, Any]) -> 
     (package,) = rows(found, "package")
     in_it = [m for m in bench_tasks.all_methods() if m.training == "plain"]
     assert package["models"] == 2 + len(in_it) and found["left_out"] == []
-    tasks = {(task["kind"], task["method"]) for task in found["tasks"]}
-    assert tasks == {("base", ""), ("retrain", ""), *(("unlearn", name) for name in timed)}
+    tasks = {(task["kind"], task["method"] or task["training"]) for task in found["tasks"]}
+    trained = {(kind, training) for kind in ("base", "retrain") for training in ("plain", "mnemonic")}
+    assert tasks == trained | {("unlearn", name) for name in timed}
 
 
 def test_each_repeat_of_each_task_is_kept() -> None:
@@ -147,13 +161,44 @@ def test_each_repeat_of_each_task_is_kept() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_tasks, "all_methods", lambda: few)
         runs, seconds = run_package(worker_for(CPU, [package.dataset]), package, lambda line: None)
+    plain = (("base", ""), ("retrain", ""))  # twice: the second method has bases of its own
     assert [(t["kind"], t["method"], t["repeat"]) for t in runs.tasks] == [
         (*task, repeat)
         for repeat in (0, 1)
-        for task in (("base", ""), ("retrain", ""), *(("unlearn", method.name) for method in few))
+        for task in (*plain, ("unlearn", few[0].name), *plain, ("unlearn", few[1].name))
     ]
+    assert runs.reference == {}
     assert len(seconds) == 2 and all(task["wall_s"] > 0 < task["evaluate_s"] for task in runs.tasks)
     assert bench_tasks.of_method(runs.tasks, "retrain")["repeats"] == 2
+
+
+def test_the_reference_feeds_a_method_the_same_number_of_images() -> None:
+    """Sixty less nine to validate, five of the rest to forget."""
+    package = Package(cifar(60, 20), "cnn_small", 1, 16, 1)
+    runs = Runs(worker_for(CPU, [package.dataset]), package, lambda line: None)
+    base = runs.base_and_retrain(0)
+    for name in ("gradient_ascent", "influence_unlearning"):
+        method = plugin("methods", name)
+        runs.method(method, base, 0)
+        runs.fed_by_the_reference(method, base)
+    ours = {task["method"]: task["training_images"] for task in runs.tasks if task["kind"] == "unlearn"}
+    theirs = {name: task["training_images"] for name, task in runs.reference.items()}
+    assert ours == theirs == {"gradient_ascent": 10 * 5, "influence_unlearning": 46 + 5 + 46}
+    assert [task["repeat"] for task in runs.tasks] == [0] * 4  # the reference's are no tasks
+
+
+def test_the_reference_makes_the_same_images() -> None:
+    """Through PIL and torchvision or on the device: without augmentation the pixels are equal."""
+    plugin_ = cifar(20, 5)
+    dataset = worker_for(CPU, [plugin_]).dataset(plugin_.name)
+    view = bench_tasks.View(dataset, np.arange(3, 17), torch.Generator().manual_seed(0), augment=False)
+    mine = {int(i): (x, int(y)) for x, y, i in zip(*next(iter(view.batches(14))), strict=True)}
+    with by_loader(plugin_, dataset):
+        images, labels, ids = next(iter(view.batches(14)))
+    assert sorted(ids.tolist()) == list(range(3, 17))
+    for image, label, i in zip(images, labels, ids, strict=True):
+        torch.testing.assert_close(image, mine[int(i)][0])
+        assert int(label) == mine[int(i)][1]
 
 
 def test_a_method_that_diverges_is_timed_at_tiny_rates() -> None:
@@ -190,19 +235,21 @@ def test_the_docstring_names_what_there_is(found: dict[str, Any]) -> None:
     assert len(text) == 2 + len(found["rows"]) and len({len(line) for line in text[2:]}) <= 3
 
 
-def test_the_command_prints_json_last(lethe: Lethe) -> None:
-    done = lethe("bench", "train", "--quick", "--parts", "digits", "--device", "cpu", "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_the_command_prints_json_last(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_bench.bench("train", as_json=True, quick=True, parts="digits", device="cpu")
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["device"].startswith("cpu") and rows(found, "package")
 
 
-def test_mistakes_are_one_line(lethe: Lethe, capsys: pytest.CaptureFixture[str]) -> None:
-    done = lethe("bench", "train", "--device", "gpu")
-    assert done.returncode == 2
-    assert done.stderr == "bench --device gpu: unknown. Allowed: auto, cpu, cuda.\n"
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError) as error:
+        cli_bench.bench("train", device="gpu")
+    assert error.value.problems == ["bench --device gpu: unknown. Allowed: auto, cpu, cuda."]
     assert bench_train.main(["--parts", "train,x"]) == 2
-    assert capsys.readouterr().err == "bench --parts x: unknown. Allowed: train, digits, cifar, reference.\n"
+    allowed = "train, digits, cifar, reference"
+    assert capsys.readouterr().err == f"bench --parts x: unknown. Allowed: {allowed}.\n"
+    assert bench_train.main(["--parts", "reference"]) == 2
+    assert "needs digits or cifar too" in capsys.readouterr().err
 
 
 def test_a_machine_without_a_card_is_told(

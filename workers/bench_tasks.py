@@ -25,6 +25,7 @@ from methods.base import plugin
 from workers import bench_reference as reference
 from workers.bench_machine import Region
 from workers.data import Arrays, DeviceDataset, View, batch_bounds
+from workers.views import views_of
 
 VAL_FRACTION, FORGET_FRACTION, FORGET_CLASS = 0.15, 0.1, 0
 RATE_WHERE_DIVERGED = 1e-6
@@ -147,7 +148,7 @@ class Package:
         recipe = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
         recipe |= {"schedule": "cosine", "epochs": self.epochs, "batch_size": self.batch_size}
         recipe |= {"augment": True, "precision": "auto", "version": 1}
-        return recipe | ({"mnemonic": {"t_mix": 0.2, "version": 1}} if mnemonic else {})
+        return recipe | ({"mnemonic": {"t_mix": 0.3, "version": 1}} if mnemonic else {})
 
     def unlearn(self, method: Any, base: str, repeat: int, **changed: Any) -> dict[str, Any]:
         """The specification of a method at its defaults, but for what is `changed`."""
@@ -186,16 +187,14 @@ class Runs:
         self.left_out: dict[str, str] = {}
 
     def base_and_retrain(self, repeat: int, mnemonic: bool = False) -> str:
-        """Train both, the retrain of plain training only; returns the id of the base."""
-        base = f"base-{repeat}{'-mnemonic' if mnemonic else ''}"
-        for kind in ("base",) if mnemonic else ("base", "retrain"):
-            spec = self.package.spec(kind, repeat, mnemonic)
-            entry, outcome, _ = self._run(base if kind == "base" else f"retrain-{repeat}", spec, repeat)
+        """Train both; returns the id of the base."""
+        names = {kind: f"{kind}-{repeat}{'-mnemonic' if mnemonic else ''}" for kind in ("base", "retrain")}
+        for kind, name in names.items():
+            entry, outcome, _ = self._run(name, self.package.spec(kind, repeat, mnemonic), repeat)
             if outcome.status != "done":
                 raise RuntimeError(f"a {kind} did not finish: {outcome.status}, {outcome.reason}")
-            if not mnemonic:
-                self.tasks.append(entry)
-        return base
+            self.tasks.append(entry)
+        return names["base"]
 
     def method(self, method: Any, base: str, repeat: int) -> None:
         """Run a method. One that diverges on random data is run again with tiny learning rates, on which its
@@ -238,10 +237,12 @@ class Runs:
         device_peak = row.get("peak_memory_mib")  # a task starts the count of a GPU anew itself
         peak = device_peak if self.worker.device.type == "cuda" else region.peak_memory_mib
         dataset = self.worker.dataset(spec["dataset"]["name"])
-        entry = {"kind": spec["kind"], "method": name, "dataset": dataset.name}
+        training = None if name else "mnemonic" if "mnemonic" in spec["training"] else "plain"
+        entry = {"kind": spec["kind"], "method": name, "training": training, "dataset": dataset.name}
         entry |= {"architecture": spec["architecture"]["name"], "track": "main", "image": list(dataset.shape)}
         entry |= {"training_images": float(count[0]), "wall_s": row.get("wall_s")}
-        entry |= {"evaluate_s": row.get("evaluate_s"), "evaluated_images": len(dataset), "repeat": repeat}
+        evaluated = len(dataset) * len(views_of(dataset.flip))
+        entry |= {"evaluate_s": row.get("evaluate_s"), "evaluated_images": evaluated, "repeat": repeat}
         self.tell(f"{spec['kind']} {name} {row.get('wall_s') or 0:.2f} s")
         return entry, outcome, peak
 
@@ -273,8 +274,11 @@ def run_package(worker: Any, package: Package, tell: Tell) -> tuple[Runs, list[f
 
 
 def of_method(tasks: list[dict[str, Any]], kind: str, method: str = "") -> dict[str, float]:
-    """Medians over the repeats of a task: images, seconds of training or unlearning, and of evaluation."""
-    own = [task for task in tasks if (task["kind"], task["method"]) == (kind, method)]
+    """Medians over the repeats of a task: images, seconds of training or unlearning, and of evaluation. Of
+    bases and retrains those of plain training.
+    """
+    same = (kind, method, None if method else "plain")
+    own = [task for task in tasks if (task["kind"], task["method"], task["training"]) == same]
     names = ("training_images", "wall_s", "evaluate_s")
     return {name: median(task[name] for task in own) for name in names} | {"repeats": len(own)}
 

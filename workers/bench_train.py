@@ -37,9 +37,9 @@ Keys of a row:
     recipe_seconds  estimate: the package's with the training epochs of the dataset's recipe, in proportion
     repeats, note
 
-Keys of a task: kind (base, retrain, unlearn), method, dataset, architecture, track, image [channels, size],
-training_images (what batches delivered to training), wall_s, evaluate_s, evaluated_images (pool and test; one
-that is scored in two views counts once), repeat.
+Keys of a task: kind (base, retrain, unlearn), method, training (of a base or retrain: plain or mnemonic),
+dataset, architecture, track, image [channels, size], training_images (what batches delivered to training),
+wall_s, evaluate_s, evaluated_images (pool and test, once for each view they are scored in), repeat.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ KEYS = (
     *NUMBERS,
 )
 TASK_KEYS = (
-    *("kind", "method", "dataset", "architecture", "track", "image", "training_images", "wall_s"),
+    *("kind", "method", "training", "dataset", "architecture", "track", "image", "training_images", "wall_s"),
     *("evaluate_s", "evaluated_images", "repeat"),
 )
 
@@ -225,7 +225,8 @@ def _digits_part(bench: Bench, beside: bool) -> None:
     recipe = dataset.training
     epochs = recipe["epochs"] if pool is None else bench.sizes.epochs
     # The first repeat pays for imports and first calls, of methods too, and is over in seconds.
-    package = Package(dataset, "cnn_small", epochs, recipe["batch_size"], repeats, 1, beside)
+    dropped = 1 if pool is None else 0
+    package = Package(dataset, "cnn_small", epochs, recipe["batch_size"], repeats, dropped, beside)
     _package(bench, package)
 
 
