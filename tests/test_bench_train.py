@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -160,7 +162,7 @@ def test_each_repeat_of_each_task_is_kept() -> None:
     few = [plugin("methods", name) for name in ("gradient_ascent", "mnemonic_code")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_tasks, "all_methods", lambda: few)
-        runs, seconds = run_package(worker_for(CPU, [package.dataset]), package, lambda line: None)
+        runs = run_package(worker_for(CPU, [package.dataset]), package, lambda line: None)
     plain = (("base", ""), ("retrain", ""))  # twice: the second method has bases of its own
     assert [(t["kind"], t["method"], t["repeat"]) for t in runs.tasks] == [
         (*task, repeat)
@@ -168,8 +170,8 @@ def test_each_repeat_of_each_task_is_kept() -> None:
         for task in (*plain, ("unlearn", few[0].name), *plain, ("unlearn", few[1].name))
     ]
     assert runs.reference == {}
-    assert len(seconds) == 2 and all(task["wall_s"] > 0 < task["evaluate_s"] for task in runs.tasks)
-    assert bench_tasks.of_method(runs.tasks, "retrain")["repeats"] == 2
+    assert all(task["wall_s"] > 0 < task["evaluate_s"] for task in runs.tasks)
+    assert runs.found("retrain")["repeats"] == 2
 
 
 def test_the_reference_feeds_a_method_the_same_number_of_images() -> None:
@@ -182,7 +184,7 @@ def test_the_reference_feeds_a_method_the_same_number_of_images() -> None:
         runs.method(method, base, 0)
         runs.fed_by_the_reference(method, base)
     ours = {task["method"]: task["training_images"] for task in runs.tasks if task["kind"] == "unlearn"}
-    theirs = {name: task["training_images"] for name, task in runs.reference.items()}
+    theirs = {name: ran.entry["training_images"] for name, ran in runs.reference.items()}
     assert ours == theirs == {"gradient_ascent": 10 * 5, "influence_unlearning": 46 + 5 + 46}
     assert [task["repeat"] for task in runs.tasks] == [0] * 4  # the reference's are no tasks
 
@@ -199,6 +201,23 @@ def test_the_reference_makes_the_same_images() -> None:
     for image, label, i in zip(images, labels, ids, strict=True):
         torch.testing.assert_close(image, mine[int(i)][0])
         assert int(label) == mine[int(i)][1]
+
+
+def test_a_package_is_the_sum_of_its_tasks_and_slow_ones_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_tasks, "ONCE_ABOVE_S", 0.0)
+    monkeypatch.setattr(bench_tasks, "all_methods", lambda: [Finetune])
+    monkeypatch.setattr(bench_train, "all_methods", lambda: [Finetune])
+    sizes = dataclasses.replace(TINY, packages=(2, 1))
+    found = bench_train.measure("cpu", sizes, ("digits",))
+    counts = Counter(task["kind"] for task in found["tasks"])
+    assert counts == {"base": 2, "retrain": 2, "unlearn": 1}
+    (package,) = rows(found, "package")
+    parts = {kind: [t for t in found["tasks"] if t["kind"] == kind] for kind in counts}
+    known = sum(median(t["wall_s"] + t["evaluate_s"] for t in tasks) for tasks in parts.values())
+    assert known < package["seconds"] < known + 5 and package["models"] == 3
+    assert package["images"] == sum(tasks[0]["training_images"] for tasks in parts.values())
+    longer = median(t["wall_s"] for t in parts["base"]) + median(t["wall_s"] for t in parts["retrain"])
+    assert package["recipe_seconds"] == pytest.approx(package["seconds"] + 19 * longer)  # one of 20
 
 
 def test_a_method_that_diverges_is_timed_at_tiny_rates() -> None:

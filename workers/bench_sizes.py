@@ -12,7 +12,8 @@ class Sizes:
     train: samples and batch size of the part train, by architecture; small: the same for the digits. warm:
     samples that both loops see before they are timed. repeats: of the part train; packages: of the others
     (digits, cifar). pool, test, epochs: of the part cifar, with `architecture`. digits_pool: pool of the
-    digits and a quarter as many test samples, random ones; None for the real ones.
+    digits and a quarter as many test samples, random ones; None for the real ones. cifar_beside: whether the
+    part reference is about the part cifar too.
     """
 
     train: dict[str, tuple[int, int]]
@@ -26,6 +27,7 @@ class Sizes:
     packages: tuple[int, int] = (3, 3)
     architecture: str = "resnet18"
     digits_pool: int | None = None
+    cifar_beside: bool = True
 
 
 ALL = ("resnet18", "resnet18_cifar", "tinyvit11m", "cnn_small")
@@ -42,13 +44,14 @@ SIZES = {
     ),
     # Two of the nets take 20 s for one batch of 256 images on a core.
     "cpu": Sizes(
-        train={"resnet18": (512, 256), "resnet18_cifar": (64, 64), "tinyvit11m": (64, 64)}
+        train={"resnet18": (512, 256), "resnet18_cifar": (64, 64), "tinyvit11m": (32, 32)}
         | {"cnn_small": (2048, 256)},
         small={"cnn_small": (1437, 256)},
         warm=16,
         matrices=(512, 1024, 2048),
-        pool=80,
-        test=20,
+        pool=64,
+        test=16,
+        cifar_beside=False,
         epochs=2,
     ),
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import pkgutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from workers.views import views_of
 
 VAL_FRACTION, FORGET_FRACTION, FORGET_CLASS = 0.15, 0.1, 0
 RATE_WHERE_DIVERGED = 1e-6
+ONCE_ABOVE_S = 20.0  # a method that takes longer is not repeated
 Tell = Callable[[str], None]
 
 
@@ -175,67 +175,88 @@ def why_not(method: Any) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class Ran:
+    """A task that was run. entry: of `tasks` (bench_train); seconds: all that the worker did."""
+
+    entry: dict[str, Any]
+    outcome: Any
+    seconds: float
+    peak_memory_mib: float | None
+
+    @property
+    def what(self) -> tuple[str, str, str]:
+        """Its kind, method and, of a base or retrain, training."""
+        return self.entry["kind"], self.entry["method"], self.entry["training"]
+
+
 class Runs:
-    """Runs the tasks of a package on a worker; keeps an entry of `tasks` (bench_train) for each."""
+    """Runs the tasks of a package on a worker and keeps what ran."""
 
     def __init__(self, worker: Any, package: Package, tell: Tell) -> None:
         self.worker, self.package, self.tell = worker, package, tell
-        self.tasks: list[dict[str, Any]] = []
-        self.peaks: dict[str, float | None] = {}
-        self.reference: dict[str, dict[str, Any]] = {}
+        self.ran: list[Ran] = []
+        self.reference: dict[str, Ran] = {}
         self.notes: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
+
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        """The entries of what counts."""
+        return [ran.entry for ran in self.ran if ran.entry["repeat"] >= 0]
 
     def base_and_retrain(self, repeat: int, mnemonic: bool = False) -> str:
         """Train both; returns the id of the base."""
         names = {kind: f"{kind}-{repeat}{'-mnemonic' if mnemonic else ''}" for kind in ("base", "retrain")}
         for kind, name in names.items():
-            entry, outcome, _ = self._run(name, self.package.spec(kind, repeat, mnemonic), repeat)
-            if outcome.status != "done":
-                raise RuntimeError(f"a {kind} did not finish: {outcome.status}, {outcome.reason}")
-            self.tasks.append(entry)
+            ran = self._run(name, self.package.spec(kind, repeat, mnemonic), repeat)
+            if ran.outcome.status != "done":
+                raise RuntimeError(f"a {kind} did not finish: {ran.outcome.status}, {ran.outcome.reason}")
+            self.ran.append(ran)
         return names["base"]
 
     def method(self, method: Any, base: str, repeat: int) -> None:
-        """Run a method. One that diverges on random data is run again with tiny learning rates, on which its
-        speed does not depend.
+        """Run a method, unless it takes long and was run. One that diverges on random data is run again with
+        tiny learning rates, on which its speed does not depend.
         """
-        if method.name in self.left_out:
+        if method.name in self.left_out or self._slow(method):
             return
         name = f"{method.name}-{repeat}"
-        entry, outcome, peak = self._run(name, self.package.unlearn(method, base, repeat), repeat)
-        if outcome.status == "diverged":
+        ran = self._run(name, self.package.unlearn(method, base, repeat), repeat)
+        if ran.outcome.status == "diverged":
             self.notes[method.name] = "diverged at its defaults; timed at learning rates of 1e-6"
-            spec = self.package.unlearn(method, base, repeat, **self._changed(method))
-            entry, outcome, peak = self._run(name, spec, repeat)
-        self.peaks[method.name] = peak
-        if outcome.status != "done":
-            self.left_out[method.name] = f"{outcome.status}: {outcome.reason}"
+            ran = self._run(name, self.package.unlearn(method, base, repeat, **self._changed(method)), repeat)
+        if ran.outcome.status == "done":
+            self.ran.append(ran)
         else:
-            self.tasks.append(entry)
+            self.left_out[method.name] = f"{ran.outcome.status}: {ran.outcome.reason}"
+
+    def fed_by_the_reference(self, method: Any, base: str) -> None:
+        """Run a method once in float32 on batches made as the reference makes them, if it reads any."""
+        if method.name in self.left_out or self._slow(method):
+            return
+        spec = self.package.unlearn(method, base, 0, **self._changed(method)) | {"precision": "float32"}
+        with by_loader(self.package.dataset, self.worker.dataset(self.package.dataset.name)):
+            ran = self._run(f"{method.name}-reference", spec, 0)
+        if ran.outcome.status == "done" and ran.entry["training_images"]:
+            self.reference[method.name] = ran
 
     def _changed(self, method: Any) -> dict[str, float]:
         """The learning rates of a method that diverges at its own."""
         names = [name for name in asdict(method()) if name.endswith("learning_rate")]
         return dict.fromkeys(names, RATE_WHERE_DIVERGED) if method.name in self.notes else {}
 
-    def fed_by_the_reference(self, method: Any, base: str) -> None:
-        """Run a method once in float32 on batches made as the reference makes them."""
-        spec = self.package.unlearn(method, base, 0, **self._changed(method)) | {"precision": "float32"}
-        dataset = self.worker.dataset(self.package.dataset.name)
-        with by_loader(self.package.dataset, dataset):
-            entry, outcome, peak = self._run(f"{method.name}-reference", spec, 0)
-        if outcome.status == "done" and entry["training_images"]:
-            self.reference[method.name] = entry
-            self.peaks[f"{method.name} by the reference"] = peak
+    def _slow(self, method: Any) -> bool:
+        own = (task["wall_s"] for task in self.tasks if task["method"] == method.name)
+        return any(seconds > ONCE_ABOVE_S for seconds in own)
 
-    def _run(self, task_id: str, spec: dict[str, Any], repeat: int) -> tuple[Any, ...]:
+    def _run(self, task_id: str, spec: dict[str, Any], repeat: int) -> Ran:
         self.worker.warm_up(spec)
         with delivered() as count, Region(self.worker.device) as region:
             outcome = self.worker.run({"id": task_id, "spec": spec})
         row, name = outcome.row, spec.get("method", {}).get("name", "")
-        device_peak = row.get("peak_memory_mib")  # a task starts the count of a GPU anew itself
-        peak = device_peak if self.worker.device.type == "cuda" else region.peak_memory_mib
+        cuda = self.worker.device.type == "cuda"  # where a task starts the count of memory anew itself
+        peak = row.get("peak_memory_mib") if cuda else region.peak_memory_mib
         dataset = self.worker.dataset(spec["dataset"]["name"])
         training = None if name else "mnemonic" if "mnemonic" in spec["training"] else "plain"
         entry = {"kind": spec["kind"], "method": name, "training": training, "dataset": dataset.name}
@@ -244,43 +265,40 @@ class Runs:
         evaluated = len(dataset) * len(views_of(dataset.flip))
         entry |= {"evaluate_s": row.get("evaluate_s"), "evaluated_images": evaluated, "repeat": repeat}
         self.tell(f"{spec['kind']} {name} {row.get('wall_s') or 0:.2f} s")
-        return entry, outcome, peak
+        return Ran(entry, outcome, region.seconds, peak)
+
+    def found(self, kind: str, method: str = "") -> dict[str, Any]:
+        """Medians over the repeats of a task, of bases and retrains those of plain training: images, seconds
+        of training or unlearning, of evaluation, of all that the worker did; and the largest peak of memory.
+        """
+        same = (kind, method, None if method else "plain")
+        own = [ran for ran in self.ran if ran.what == same and ran.entry["repeat"] >= 0]
+        names = ("training_images", "wall_s", "evaluate_s")
+        peaks = [ran.peak_memory_mib for ran in own if ran.peak_memory_mib is not None]
+        return {name: median(ran.entry[name] for ran in own) for name in names} | {
+            "seconds": median(ran.seconds for ran in own),
+            "peak_memory_mib": max(peaks, default=None),
+            "repeats": len(own),
+        }
 
 
-def run_package(worker: Any, package: Package, tell: Tell) -> tuple[Runs, list[float]]:
-    """Run a package as often as it says, and after each the methods that need other bases; returns what ran
-    and the seconds of each counted package, from the first task to the last, all that a worker does included.
-    """
+def run_package(worker: Any, package: Package, tell: Tell) -> Runs:
+    """Run a package as often as it says, and after each the methods that need other bases."""
     plain = [m for m in all_methods() if not why_not(m) and m.training == "plain"]
     others = [m for m in all_methods() if not why_not(m) and m.training != "plain"]
-    runs, seconds = Runs(worker, package, tell), []
+    runs = Runs(worker, package, tell)
     for repeat in range(-package.dropped, package.repeats):
-        start = time.perf_counter()
         base = runs.base_and_retrain(repeat)
         for method in plain:
             runs.method(method, base, repeat)
-        seconds.append(time.perf_counter() - start)
         if others:
             base = runs.base_and_retrain(repeat, mnemonic=True)
         for method in others:
             runs.method(method, base, repeat)
-    base = f"base-{package.repeats - 1}"
     for method in plain if package.beside else ():
-        if method.name not in runs.left_out:
-            runs.fed_by_the_reference(method, base)
-    runs.tasks = [task for task in runs.tasks if task["repeat"] >= 0]
+        runs.fed_by_the_reference(method, f"base-{package.repeats - 1}")
     runs.left_out |= {method.name: why for method in all_methods() if (why := why_not(method))}
-    return runs, seconds[package.dropped :]
-
-
-def of_method(tasks: list[dict[str, Any]], kind: str, method: str = "") -> dict[str, float]:
-    """Medians over the repeats of a task: images, seconds of training or unlearning, and of evaluation. Of
-    bases and retrains those of plain training.
-    """
-    same = (kind, method, None if method else "plain")
-    own = [task for task in tasks if (task["kind"], task["method"], task["training"]) == same]
-    names = ("training_images", "wall_s", "evaluate_s")
-    return {name: median(task[name] for task in own) for name in names} | {"repeats": len(own)}
+    return runs
 
 
 def worker_for(device: torch.device, datasets: list[Any]) -> Any:

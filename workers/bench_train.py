@@ -11,7 +11,8 @@ ours, in turn, after both were warmed up. digits, cifar: packages, that is a bas
 at its default hyper-parameters, run by a worker as in a grid; of the digits (those of scikit-learn if there)
 with cnn_small, and of random data of CIFAR-10's shape with resnet18. reference: in the packages each method
 once more in float32, on batches made as the reference makes them. Other data than the digits is random, on
-which the speed does not depend. Figures are medians over `repeats`. The last line printed is the JSON:
+which the speed does not depend. Figures are medians over `repeats`; a method that takes over 20 s is run once.
+The last line printed is the JSON:
 
     device, processor, threads, loader_workers, versions
     flop_per_s      of large matrix products, the best size, in each precision: the arithmetic limit
@@ -24,14 +25,15 @@ Keys of a row:
     what            train, evaluate (a pass over the data), unlearn (a method) or package
     device, architecture, dataset, method, precision, engine, models_at_once, batch_size
     images          that training saw, that were passed through the net, or that a method was given
-    seconds         of one pass; of the method alone; of the package, all that a worker does included
+    seconds         of one pass; of the method alone; of the package, all that a worker does included: the sum
+                    of its tasks
     images_per_s    images / seconds
     reference_seconds, reference_images, reference_images_per_s    the same by the reference's loop
     ratio           images_per_s / reference_images_per_s
     flops_per_image of convolutions and matrix products, a multiply-add being two
     limit_images_per_s, limit_fraction    flop_per_s / flops_per_image, and images_per_s / that
     peak_memory_mib, reference_peak_memory_mib    on a GPU of tensors, else of this process, with all it holds
-    evaluate_s      of all scores of one model, after its training or unlearning
+    evaluate_s      of all scores of one model, after its training or unlearning; of those of a package
     models, models_per_hour    in a package; of it, or of a method with its evaluation
     epochs          of the base and the retrain of a package
     recipe_seconds  estimate: the package's with the training epochs of the dataset's recipe, in proportion
@@ -48,7 +50,6 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -60,11 +61,11 @@ from workers.bench_machine import name_of, processor, trained_in, versions
 from workers.bench_sizes import QUICK, SIZES, Sizes
 from workers.bench_tasks import (
     Package,
+    Runs,
     Tell,
     all_methods,
     cifar,
     digits,
-    of_method,
     run_package,
     worker_for,
 )
@@ -234,7 +235,7 @@ def _cifar_part(bench: Bench, beside: bool) -> None:
     sizes = bench.sizes
     dataset = cifar(sizes.pool, sizes.test)
     how_much = (sizes.epochs, dataset.training["batch_size"], sizes.packages[1])
-    _package(bench, Package(dataset, sizes.architecture, *how_much, beside=beside))
+    _package(bench, Package(dataset, sizes.architecture, *how_much, beside=beside and sizes.cifar_beside))
 
 
 def _package(bench: Bench, package: Package) -> None:
@@ -245,57 +246,56 @@ def _package(bench: Bench, package: Package) -> None:
     except ModuleNotFoundError as error:
         bench.left_out.append({"what": name, "reason": f"{error.name} is not installed"})
         return
-    runs, seconds = run_package(worker, package, lambda line: bench.tell(f"{name}: {line}"))
+    runs = run_package(worker, package, lambda line: bench.tell(f"{name}: {line}"))
     bench.tasks += runs.tasks
     bench.left_out += [{"what": f"{name}: {m}", "reason": why} for m, why in runs.left_out.items()]
-    for method in (m for m in all_methods() if m.name not in runs.left_out):
-        bench.rows.append(_method_row(bench, package, runs, method))
-    bench.rows.append(_package_row(bench, package, runs, seconds))
+    done = [method for method in all_methods() if method.name not in runs.left_out]
+    bench.rows += [_method_row(bench, runs, method) for method in done]
+    bench.rows.append(_package_row(bench, runs, [m.name for m in done if m.training == "plain"]))
 
 
-def _method_row(bench: Bench, package: Package, runs: Any, method: Any) -> dict[str, Any]:
-    of = of_method(runs.tasks, "unlearn", method.name)
-    total = of["wall_s"] + of["evaluate_s"]
-    theirs = runs.reference.get(method.name, {})
+def _method_row(bench: Bench, runs: Runs, method: Any) -> dict[str, Any]:
+    of, theirs = runs.found("unlearn", method.name), runs.reference.get(method.name)
     return bench.row(
         "unlearn",
-        package.architecture,
-        package.dataset.name,
+        runs.package.architecture,
+        runs.package.dataset.name,
         method=method.name,
         batch_size=getattr(method(), "batch_size", None),
         images=of["training_images"],
         seconds=of["wall_s"],
-        reference_images=theirs.get("training_images"),
-        reference_seconds=theirs.get("wall_s"),
+        reference_images=theirs and theirs.entry["training_images"],
+        reference_seconds=theirs and theirs.entry["wall_s"],
         evaluate_s=of["evaluate_s"],
-        models_per_hour=3600 / total,
-        peak_memory_mib=runs.peaks[method.name],
-        reference_peak_memory_mib=runs.peaks.get(f"{method.name} by the reference"),
+        models_per_hour=3600 / (of["wall_s"] + of["evaluate_s"]),
+        peak_memory_mib=of["peak_memory_mib"],
+        reference_peak_memory_mib=theirs and theirs.peak_memory_mib,
         repeats=of["repeats"],
         note=runs.notes.get(method.name),
     )
 
 
-def _package_row(bench: Bench, package: Package, runs: Any, seconds: list[float]) -> dict[str, Any]:
-    """All tasks of one repeat; those of methods with bases of their own are not in it."""
-    plain = [m.name for m in all_methods() if m.training == "plain" and m.name not in runs.left_out]
-    trained = [of_method(runs.tasks, kind) for kind in ("base", "retrain")]
-    images = sum(of["training_images"] for of in trained)
-    images += sum(of_method(runs.tasks, "unlearn", name)["training_images"] for name in plain)
+def _package_row(bench: Bench, runs: Runs, names: list[str]) -> dict[str, Any]:
+    """A base, a retrain and the methods of these names, which start from that base."""
+    package = runs.package
+    trained = [runs.found(kind) for kind in ("base", "retrain")]
+    every = trained + [runs.found("unlearn", name) for name in names]
+    seconds = sum(of["seconds"] for of in every)
     longer = package.dataset.training["epochs"] / package.epochs - 1
     return bench.row(
         "package",
         package.architecture,
         package.dataset.name,
         batch_size=package.batch_size,
-        images=images,
-        seconds=median(seconds),
-        evaluate_s=trained[0]["evaluate_s"],
-        models=2 + len(plain),
-        models_per_hour=3600 * (2 + len(plain)) / median(seconds),
+        images=sum(of["training_images"] for of in every),
+        seconds=seconds,
+        evaluate_s=sum(of["evaluate_s"] for of in every),
+        models=len(every),
+        models_per_hour=3600 * len(every) / seconds,
         epochs=package.epochs,
-        recipe_seconds=median(seconds) + longer * sum(of["wall_s"] for of in trained),
-        repeats=len(seconds),
+        recipe_seconds=seconds + longer * sum(of["wall_s"] for of in trained),
+        peak_memory_mib=max((of["peak_memory_mib"] for of in every if of["peak_memory_mib"]), default=None),
+        repeats=package.repeats,
     )
 
 
