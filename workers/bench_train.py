@@ -11,7 +11,7 @@ ours, in turn, after both were warmed up. digits, cifar: packages, that is a bas
 at its default hyper-parameters, run by a worker as in a grid; of the digits (those of scikit-learn if there)
 with cnn_small, and of random data of CIFAR-10's shape with resnet18. reference: in the packages each method
 once more in float32, on batches made as the reference makes them. Other data than the digits is random, on
-which the speed does not depend. Figures are medians over `repeats`; a method that takes over 20 s is run once.
+which the speed does not depend. Figures are medians over `repeats`; a method that takes over 20 s runs once.
 The last line printed is the JSON:
 
     device, processor, threads, loader_workers, versions
