@@ -122,7 +122,7 @@ def _runs(row: Mapping[str, Any]) -> list[tuple[Work, float, float]]:
 
 
 def _number(row: Mapping[str, Any], name: str) -> float:
-    value = float(row[name])
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} is {value}, no finite number of at least 0")
-    return value
+    value = row[name]
+    if not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} is {value!r}, no finite number of at least 0")
+    return float(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -179,7 +178,7 @@ def lines(cost: dict[str, Any]) -> list[str]:
     text = [f"{shown(cost)} on {device}; what is left: {shown(cost, 'left_')}."]
     if cost["hours"] is None:
         text = [f"No estimate of the whole: on {device}, what could be estimated takes"]
-        text[0] += f" {duration(cost['estimated_hours'])}. Nothing to borrow from for {_missing(cost)}."
+        text[0] += f" {duration(cost['estimated_hours'])}. No base was timed for {_missing(cost)}."
     text += [f"Without sharing: {shown(cost, 'unshared_')}."] if cost["hours"] is not None else []
     text += _table(cost["parts"])
     text += _borrowed_text(cost["borrowed"])
@@ -228,11 +227,14 @@ def _table(parts: list[dict[str, Any]]) -> list[str]:
 
 
 def _missing(cost: dict[str, Any]) -> str:
-    found = Counter(
-        (work["architecture"], "×".join(map(str, work["shape"] or [work["dataset"]])))
+    """The architectures and image shapes that lack a timed base, each once."""
+    shapes = {
+        (work["architecture"], f"{work['shape'][0]}×{work['shape'][1]}×{work['shape'][1]}")
+        if work["shape"]
+        else (work["architecture"], work["dataset"])
         for work in cost["missing"]
-    )
-    return ", ".join(f"{architecture} at {image}" for architecture, image in found)
+    }
+    return ", ".join(f"{architecture} at {shape}" for architecture, shape in sorted(shapes))
 
 
 def _borrowed_text(borrowed: list[dict[str, Any]]) -> list[str]:
