@@ -33,7 +33,7 @@ def of_plan(plan: Plan, store: Store | None, measured: Measurement | None = None
     from orchestrator.cost import Works, added, loads, timed_paces, training_images
     from orchestrator.schedule import FAILURES, Schedule
 
-    runs = _ledger(plan, store) if store else []
+    runs = ledger(plan, store) if store else []
     timed = [row for row in runs if row["status"] == "done"]
     statuses = {row["task_id"]: row["status"] for row in runs}
     done = {row["task_id"] for row in timed} & plan.by_id.keys()
@@ -59,7 +59,7 @@ def of_plan(plan: Plan, store: Store | None, measured: Measurement | None = None
     }
 
 
-def _ledger(plan: Plan, store: Store) -> list[dict[str, Any]]:
+def ledger(plan: Plan, store: Store) -> list[dict[str, Any]]:
     """The rows of the ledger as `timed_paces` takes them. Specifications are most of a ledger, so those of
     tasks of the plan are taken from there.
     """

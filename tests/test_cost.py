@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import overview, plan_cost
+from benchmarks.halves import compare
+from orchestrator import catalogue, overview, plan_cost
 from orchestrator.cost import Works, added, images, loads, shape, timed_paces, training_images
 from orchestrator.keys import canonical
 from orchestrator.paces import Estimate
@@ -122,6 +123,11 @@ def test_shapes_are_those_of_the_images() -> None:
     assert shape({"name": "image_folder-x", "sha256": "", "size": 64, "mean": [0.5]}) == (1, 64)
 
 
+def test_every_dataset_tells_the_shape_of_its_images() -> None:
+    """Else none of its works can borrow a pace."""
+    assert all(isinstance(shape({"name": name}), tuple) for name in catalogue.plugins("datasets"))
+
+
 def test_a_task_of_other_epochs_takes_the_time_of_its_images() -> None:
     """Timed at 2 epochs, planned at 30: fifteen times the seconds of training, the same of evaluation."""
     short, long = (plan_of(audit=None, training={"all": {"epochs": e}}) for e in (2, 30))
@@ -184,3 +190,18 @@ def test_a_failed_task_is_not_done_and_gives_no_time(tmp_path: Path) -> None:
     store.write_part("runs", rows, "p")
     facts = overview.of_plan(plan, store)
     assert (facts["done"], facts["device_hours"]) == (0, None)
+
+
+def test_one_half_of_a_ledger_tells_what_the_other_took(tmp_path: Path) -> None:
+    """At exact paces, exactly; in the order in which tasks ended and not that of the ledger."""
+    plan, store = plan_of(methods=["finetune", "scrub"]), Store.create(str(tmp_path / "results"))
+    rows = [
+        timed(task, 1e-3 * images(task.spec), 0.5)
+        | {"status": "done", "attempt": 1, "device": "cpu", "finished_at": float(-place)}
+        for place, task in enumerate(plan.tasks)
+    ]
+    store.write_part("runs", rows, "p")
+    found = compare(plan.grid, str(tmp_path / "results"))
+    assert found["every_other"]["seconds"] == pytest.approx(found["every_other"]["measured_s"])
+    first = sum(row["wall_s"] + row["evaluate_s"] for row in rows[: len(rows) - len(rows) // 2])
+    assert found["halves"]["measured_s"] == pytest.approx(first)
