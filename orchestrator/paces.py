@@ -251,13 +251,12 @@ class Paces:
         return _within([math.log(self.timed[w].pace) for w in works] for works in self._groups.values())
 
     def _widening(self, together: Mapping[Mean, float]) -> list[Part]:
-        """Σ τ² · B² · (1 + 1/m), its parts."""
-        found = []
+        """Σ τ² · B² · (1 + 1/m), a part for each τ² that was estimated."""
+        factors = defaultdict[Part, float](float)
         for mean, seconds in together.items():
             if (spread := self._spread_of(mean.how, mean.what[0])) is not None:
-                more = 0 if mean.how == "base" else 1 / mean.of
-                found.append((spread[0] * seconds**2 * (1 + more), spread[1]))
-        return found
+                factors[spread] += seconds**2 * (1 + (0 if mean.how == "base" else 1 / mean.of))
+        return [(variance * factor, freedom) for (variance, freedom), factor in factors.items()]
 
     def _variances(self, leans: Mapping[Work, float], noise: Mapping[Work, float]) -> list[Part] | None:
         """Σ s² · (h·G² + N) as parts with their degrees of freedom; None where no s² is known."""

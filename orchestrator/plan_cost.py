@@ -76,7 +76,7 @@ def _order(part: tuple[What, Loads]) -> tuple[int, What]:
 
 def _part(what: What, of: Loads, found: Estimate) -> dict[str, Any]:
     own = [load for work, load in of.items() if work.what == what]
-    facts = {"kind": what[0], "method": what[1], "tasks": int(sum(load.runs for load in own))}
+    facts = {"kind": what[0], "method": what[1], "tasks": round(sum(load.runs for load in own))}
     return facts | hours("", found)
 
 
@@ -88,7 +88,7 @@ def _named(work: Work) -> dict[str, Any]:
 def _borrowed(found: Borrowed) -> dict[str, Any]:
     return _named(found.work) | {
         "how": found.how,
-        "tasks": found.runs,
+        "tasks": round(found.runs),
         "hours": found.seconds / 3600,
         "from": [_named(work) for work in found.timed],
         "spread": found.spread,
@@ -247,7 +247,7 @@ def _borrowed_text(borrowed: list[dict[str, Any]]) -> list[str]:
         spread = found[0]["spread"]
         known = f"a spread of {spread:.0%} {SPREAD[how]} is" if spread is not None else "their spread is not"
         text.append(
-            f"  borrowed: {duration(sum(of['hours'] for of in found))}, {tasks:,.0f} tasks, at the pace of"
+            f"  borrowed: {duration(sum(of['hours'] for of in found))}, {tasks:,} tasks, at the pace of"
             f" {words}; {known} in the interval."
         )
     return text
