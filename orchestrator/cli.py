@@ -18,6 +18,7 @@ import typer
 
 from orchestrator import __version__
 from orchestrator.cli_options import (
+    SUBMIT,
     ActorsPerGpu,
     Address,
     Data,
@@ -32,6 +33,7 @@ from orchestrator.cli_options import (
     Retry,
     TimeLimit,
     data_folder,
+    in_job,
     limits,
     outside_job,
 )
@@ -182,14 +184,16 @@ def tune(
 
 
 def _again() -> str:
-    """The command line as it was given, less --retry and --limit, to be pasted into a shell."""
+    """The command line as it was given, less --retry and --limit, to be pasted into a shell; of a Ray job the
+    one that submits it again.
+    """
     words = sys.argv[1:]
     for option in ("--retry", "--limit"):
         while option in words:
             place = words.index(option)
             del words[place : place + 2]
         words = [word for word in words if not word.startswith(f"{option}=")]
-    return shlex.join(["lethe", *words])
+    return shlex.join([*(SUBMIT if in_job() else ["lethe"]), *words])
 
 
 @contextlib.contextmanager
@@ -320,6 +324,7 @@ def prepare(
     """
     from orchestrator import describe, fetch
 
+    data = outside_job(data)
     if describe.is_folder(datasets, size, channels, name):
         entry, notes = describe.entry_of(datasets[1], data, size or 0, channels, name)
         print("\n".join(notes), file=sys.stderr)

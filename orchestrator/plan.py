@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator import catalogue, datasets, forget_recipes, poison, requests
 from orchestrator.cells import PLAIN, TRACKS, Cell, Key, Place, References, Variant, forget_label, inside
 from orchestrator.config import Audit, Choice, Grid
-from orchestrator.keys import Digester, derived_seed, digest, present
+from orchestrator.keys import Digester, derived_seed, digest, present, seed_name
 
 __all__ = [
     "PLAIN",
@@ -183,8 +183,9 @@ class Builder:
             self._recipes[track, training] = known
         return known
 
-    def add(self, spec: dict[str, Any], after: tuple[str, ...] = ()) -> str:
-        task = Task(self.digester.digest(spec), spec, after, self.known.name)
+    def add(self, spec: dict[str, Any], after: tuple[str, ...] = (), digest: str | None = None) -> str:
+        """Add a task. digest: of its specification, if that is known."""
+        task = Task(digest or self.digester.digest(spec), spec, after, self.known.name)
         self.tasks.setdefault(task.id, task)
         return task.id
 
@@ -352,20 +353,16 @@ class Builder:
                     {**common, "kind": "retrain", "forget": without, "training": recipe, "seeds": own}, after
                 )
             starts = {**common, "precision": recipe["precision"], "forget": chosen}
-            starts |= present({"flip": recipe.get("flip")})
+            starts |= present({"flip": recipe.get("flip")}) | {"kind": "unlearn"}
+            starts["augment"] = recipe["augment"] and self.grid.augment_unlearning
+            digest_of = self.digester.around(starts, "base", "method", "seeds")
+            named = seed_name("unlearn", *names, cell.forget, index)
             for variant in variants:
-                own = {"unlearn": derived_seed("unlearn", *names, cell.forget, index, variant.method)}
-                variant.tasks[key] = self.add(
-                    {
-                        **starts,
-                        "base": parents[variant.method][key] if parents else base,
-                        "kind": "unlearn",
-                        "augment": recipe["augment"] and self.grid.augment_unlearning,
-                        "method": self.methods[variant.method],
-                        "seeds": own | poisoning,
-                    },
-                    after,
-                )
+                start = parents[variant.method][key] if parents else base
+                drawn = {"unlearn": derived_seed(named, variant.method)} | poisoning
+                method = self.methods[variant.method]
+                spec = {**starts, "base": start, "method": method, "seeds": drawn}
+                variant.tasks[key] = self.add(spec, after, digest_of(start, method, drawn))
 
     @staticmethod
     def _retrain_seeds(
