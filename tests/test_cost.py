@@ -117,6 +117,17 @@ def test_images_of_an_evaluation_count_once_for_each_view() -> None:
         assert found["mnist", "main", kind] == 2 * 70_000
 
 
+def test_a_folder_of_pictures_has_its_shape_and_its_test_set() -> None:
+    """Its specification says the shape, and its entry in the grid how many test images there are."""
+    entry = {"name": "flowers", "path": "flowers", "size": 64, "classes": ["a", "b"], "sha256": "0" * 64}
+    entry |= {"pool_size": 100, "test_size": 30, "mean": [0.5] * 3, "std": [0.2] * 3}
+    plan = plan_of(datasets=[{"image_folder": entry}], audit=None)
+    task, works = plan.tasks[0], Works(plan.grid)
+    (work, _), (evaluation, evaluated) = works.of(task.spec, task.dataset, 1.0)
+    assert work.shape == evaluation.shape == (3, 64) and evaluated == 130
+    assert work.dataset == task.dataset != "flowers"
+
+
 def test_shapes_are_those_of_the_images() -> None:
     names = ("digits", "mnist", "cifar100", "utkface")
     assert [shape({"name": name}) for name in names] == [(1, 8), (1, 32), (3, 32), (3, 224)]
