@@ -63,15 +63,31 @@ def _top(
 
 
 @app.command()
-def plan(grid: GridFile, results: Results = "results", as_json: Json = False) -> None:
+def plan(
+    grid: GridFile,
+    results: Results = "results",
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="say what it costs on a device that was timed, as h200 or cpu"),
+    ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="where the timings are; else benchmarks/results of the repository"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show what a grid asks for, what is done already, what sharing saves and what it costs. Runs nothing."""
+    from orchestrator import measured as timings
     from orchestrator import overview
     from orchestrator.config import load
     from orchestrator.store import Store
     from orchestrator.tuned_plan import first, plan_of
 
+    if measured is not None and device is None:
+        raise UserError("--measured: name the device too, --device NAME.")
+    timed = None if device is None else timings.named(device, measured)
     loaded, store = load(grid), Store.open_if_any(results)
-    facts = overview.of_plan(plan_of(loaded, store), store) | {"studies_first": first(loaded, store)}
+    facts = overview.of_plan(plan_of(loaded, store), store, timed) | {"studies_first": first(loaded, store)}
     print(json.dumps(facts) if as_json else overview.plan_text(facts))
 
 

@@ -75,7 +75,7 @@ class Task:
             "architecture": spec["architecture"]["name"],
             "forget": forget_label(spec.get("forget", spec.get("poisoned"))),
             "method": spec["method"]["name"] if "method" in spec else "",
-            "training": _training(spec),
+            "training": training_of(spec),
             "seed": spec["seed"],
             "forget_index": draw["index"] if draw else -1,
             "parents": [spec["base"]] if "base" in spec else [],
@@ -129,7 +129,7 @@ class Plan:
         return task.base is not None and self.by_id[task.base].kind == "base"
 
 
-def _training(spec: dict[str, Any]) -> str:
+def training_of(spec: dict[str, Any]) -> str:
     """The training recipe of a task's model, or of the base it starts from."""
     if "method" in spec:
         return catalogue.plugins("methods")[spec["method"]["name"]].training
