@@ -372,8 +372,8 @@ def samples_at_once(model: nn.Module, outputs: int = 1) -> int:
 
 
 def require_finite(tensors: Iterable[Tensor], what: str) -> None:
-    """Raise Diverged if a number is not finite; a host sync. For methods that take no step."""
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+    """Raise Diverged if a number is not finite; one host sync. For methods that take no step."""
+    if not bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()):
         raise Diverged(f"{what} is not finite")
 
 
