@@ -36,7 +36,7 @@ from workers.engine import ENGINES
 Step = Callable[[], None]
 SHAPES = {"mlp": (1, 8), "cnn_small": (1, 8), "resnet18": (3, 32)}  # channels and size of the images
 WIDTH = 128  # of the perceptron's two hidden layers
-WARM_UP = 5  # steps before the clock starts: libraries load, graphs are recorded
+WARM_UP = 4  # steps before the clock starts: libraries load, graphs are recorded
 
 
 def build(name: str, seed: int, device: torch.device) -> nn.Module:
