@@ -14,10 +14,9 @@ from torch import nn
 from attacks import entropy as attack
 from methods.base import Diverged
 from workers import evaluate as module
-from workers.architectures import architecture
 from workers.data import Arrays, DeviceDataset
 from workers.designs import FORGET, OUT, RETAIN, VAL
-from workers.evaluate import BATCH, at_once, evaluate, logit_margin, seen, summary, views_of
+from workers.evaluate import evaluate, logit_margin, seen, summary, views_of
 from workers.outcome import Scores
 
 LOGITS = st.lists(st.lists(st.floats(-80, 80, width=32), min_size=4, max_size=4), min_size=1, max_size=8)
@@ -88,27 +87,6 @@ def test_evaluate_scores_every_sample_in_order_and_in_eval_mode(monkeypatch: pyt
     np.testing.assert_allclose(scores.phi, phi, atol=1e-4)
     assert scores.phi.dtype == np.float32 and scores.correct.dtype == bool
     assert scores.correct.tolist() == (logits.argmax(1).numpy() == data.host_labels).tolist()
-
-
-@pytest.mark.parametrize("name", ["cnn_small", "vit_tiny", "wide_resnet16_4"])
-def test_scores_do_not_depend_on_how_many_are_made_at_once(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(1)
-    images, labels = rng.integers(0, 256, (150, 3, 32, 32)).astype(np.uint8), rng.integers(0, 3, 150)
-    plugin = type("Wide", (Plugin,), {"mean": (0.5,) * 3, "std": (0.25,) * 3, "augment_pad": 0})
-    parts = Arrays(images[:100], labels[:100], images[100:], labels[100:])
-    data = DeviceDataset(plugin, parts, torch.device("cpu"))
-    assert at_once(dataset()) == BATCH and at_once(data) == 85
-    torch.manual_seed(0)
-    model = architecture(name).build(3, 3, 32)
-    few = evaluate(model, data)
-    monkeypatch.setattr(module, "CPU_PIXELS", images.size)
-    assert at_once(data) == 150
-    all_at_once = evaluate(model, data)
-    np.testing.assert_allclose(few.phi, all_at_once.phi, rtol=0, atol=2e-6)
-    assert np.array_equal(few.correct, all_at_once.correct)
-    np.testing.assert_allclose(few.views[0], all_at_once.views[0], rtol=0, atol=2e-6)
 
 
 def test_views_are_fixed_and_the_same_for_every_model() -> None:

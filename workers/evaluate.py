@@ -15,8 +15,7 @@ from workers.designs import FORGET, RETAIN, VAL
 from workers.outcome import Scores
 from workers.views import View, views_of
 
-BATCH = 2048  # samples that are scored at once
-CPU_PIXELS = 2**18  # of images scored at once on a CPU, whose caches hold what follows from no more
+BATCH = 2048
 
 
 def seen(images: Tensor, view: View) -> Tensor:
@@ -76,13 +75,6 @@ def _weighted(weight: Tensor, log: Tensor) -> Tensor:
 COLUMNS = {"entropy": entropy, "modified_entropy": modified_entropy}
 
 
-def at_once(dataset: DeviceDataset) -> int:
-    """How many samples are scored at once: BATCH, on a CPU 85 of 3×32×32 pixels. Scores stay the same."""
-    if dataset.device.type != "cpu":
-        return BATCH
-    return min(BATCH, max(32, CPU_PIXELS // dataset.images[0].numel()))
-
-
 def evaluate(
     model: nn.Module,
     dataset: DeviceDataset,
@@ -98,9 +90,10 @@ def evaluate(
     found: list[list[Tensor]] = [[] for _ in views]
     correct = []
     further: dict[str, list[Tensor]] = {name: [] for name in columns}
-    size = at_once(dataset)
     with torch.inference_mode():
-        for images, labels in zip(dataset.images.split(size), dataset.labels.split(size), strict=True):
+        for start in range(0, len(dataset), BATCH):
+            images = dataset.images[start : start + BATCH]
+            labels = dataset.labels[start : start + BATCH]
             for view, phi in zip(views, found, strict=True):
                 logits = model(dataset.normalised(seen(images, view)))
                 phi.append(logit_margin(logits, labels))
