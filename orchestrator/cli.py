@@ -378,8 +378,9 @@ def bench(
 
 def main() -> None:
     """Run the command line; a user's mistake is one clear line each and exit code 2."""
-    gc.set_threshold(100_000, 50, 100)  # a plan is 100,000s of objects that stay: looking for garbage among
-    try:  # them took a seventh of the time of `lethe plan`
+    # A plan is 100,000s of objects that stay: looking for garbage among them took a seventh of `lethe plan`.
+    gc.set_threshold(100_000, 50, 100)
+    try:
         app()
     except UserError as error:
         for problem in error.problems:
