@@ -205,7 +205,9 @@ def test_nothing_to_borrow_from_leaves_no_hours_and_is_named(write: Write) -> No
     assert {(w["architecture"], w["dataset"]) for w in found["missing"]} == {("cnn_small", "utkface")}
     alone_hours = cost(plan_of(datasets=["digits"], audit=None), read(write("made")))["hours"]
     assert found["estimated_hours"] == pytest.approx(alone_hours)
-    assert "No base was timed for cnn_small at 3×224×224." in plan_text(facts | {"studies_first": None})
+    text = plan_text(facts | {"studies_first": None})
+    assert "were not timed there: cnn_small at 3×224×224." in text
+    assert f"at least {plan_cost.duration(alone_hours)} on one Made-up GPU 1" in text
 
 
 def test_one_repeat_gives_hours_without_an_interval(write: Write) -> None:
