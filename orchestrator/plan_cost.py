@@ -192,7 +192,8 @@ def lines(cost: dict[str, Any]) -> list[str]:
     text += _tuning_text(cost["tuning"])
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     text.append(
-        f"Timed on {measured['date']} ({versions}) by `{measured['command']}`, kept in {measured['file']}."
+        f"Timed on {measured['date']} ({versions}) by `{measured['command']}`, kept in {measured['file']}"
+        + (f" and {count} more beside it." if (count := len(measured["parts"])) else ".")
     )
     return text
 
