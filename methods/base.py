@@ -139,6 +139,13 @@ def _on_gpu(model: nn.Module) -> bool:
 AFTER_EPOCH: ContextVar[Callable[[], None] | None] = ContextVar("after_epoch", default=None)
 
 
+Step = Callable[[Batch], None]
+
+# Makes of an optimizer and the plain step on its loss another one that does the same, e.g. by replaying it
+# (workers/engine.py); None: steps are taken as they are. `fit` asks it where it was told that a loss is pure.
+ENGINE: ContextVar[Callable[[torch.optim.Optimizer, Step], Step] | None] = ContextVar("engine", default=None)
+
+
 def fit(
     optimizer: torch.optim.Optimizer,
     batches: Callable[[], Iterable[Batch]],
@@ -147,12 +154,15 @@ def fit(
     epochs: int,
     schedule: Schedule = constant,
     steps: int | None = None,
+    pure: bool = False,
 ) -> None:
     """The one training loop: for each epoch, a descent step on `loss(*batch)` for each batch of `batches()`.
 
     The learning rate is its initial value times `schedule(epoch, epochs)`; where the number of `steps` of an
     epoch is given, times `schedule(step, epochs * steps)`, the step counted from the first epoch on. The host
-    waits for the device once per epoch, to raise Diverged when some loss was not finite.
+    waits for the device once per epoch, to raise Diverged when some loss was not finite. pure: the loss reads
+    tensors that stay where they are (weights, the batch) and nothing else that changes between steps: no
+    counter, no random numbers of `data.rng`, no tensor made anew. Such steps can be recorded (ENGINE).
     """
     initial = [group["lr"] for group in optimizer.param_groups]
 
@@ -160,15 +170,20 @@ def fit(
         for group, rate in zip(optimizer.param_groups, initial, strict=True):
             group["lr"] = rate * factor
 
+    def step_on(batch: Batch) -> None:
+        with precision(batch[0].device):
+            value = loss(*batch)
+        descend(optimizer, value)
+
+    engine = ENGINE.get() if pure else None
+    take = step_on if engine is None else engine(optimizer, step_on)
     for epoch in range(epochs):
         if steps is None:
             pace(schedule(epoch, epochs))
         for step, batch in enumerate(batches()):
             if steps is not None:
                 pace(schedule(epoch * steps + step, epochs * steps))
-            with precision(batch[0].device):
-                value = loss(*batch)
-            descend(optimizer, value)
+            take(batch)
         check_finite(optimizer)
         after = AFTER_EPOCH.get()
         if after is not None:
@@ -181,7 +196,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     finite = torch.isfinite(loss.detach())
-    optimizer.__dict__["all_finite"] = finite & optimizer.__dict__.get("all_finite", finite)
+    optimizer.__dict__.setdefault("all_finite", finite).logical_and_(finite)  # in place: steps are replayed
 
 
 def check_finite(optimizer: torch.optim.Optimizer) -> None:
@@ -357,8 +372,8 @@ def samples_at_once(model: nn.Module, outputs: int = 1) -> int:
 
 
 def require_finite(tensors: Iterable[Tensor], what: str) -> None:
-    """Raise Diverged if a number is not finite; a host sync. For methods that take no step."""
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+    """Raise Diverged if a number is not finite; one host sync. For methods that take no step."""
+    if not bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()):
         raise Diverged(f"{what} is not finite")
 
 

@@ -53,6 +53,7 @@ class CatastrophicForgettingK(Method):
             lambda images, labels: cross_entropy(model(images), labels),
             epochs=self.epochs,
             schedule=step_decay(self.rho),
+            pure=True,
         )
         return model
 

@@ -49,6 +49,7 @@ class ConvolutionTranspose(Method):
             lambda images, labels: cross_entropy(model(images), labels),
             epochs=self.epochs,
             schedule=cosine,
+            pure=True,
         )
         return model
 

@@ -56,5 +56,6 @@ class ExactUnlearningK(Method):
             lambda images, labels: cross_entropy(model(images), labels),
             epochs=self.epochs,
             schedule=step_decay(self.rho),
+            pure=True,
         )
         return model

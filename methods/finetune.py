@@ -44,5 +44,6 @@ class Finetune(Method):
             lambda images, labels: cross_entropy(model(images), labels),
             epochs=self.epochs,
             schedule=cosine,
+            pure=True,
         )
         return model

@@ -43,5 +43,6 @@ class GradientAscent(Method):
             lambda: data.forget(self.batch_size),
             lambda images, labels: -cross_entropy(model(images), labels),
             epochs=self.epochs,
+            pure=True,
         )
         return model

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.data import Arrays, DeviceDataset, UnlearnData, View, batch_bounds, random_crop
+from workers.poison import Poisoned
 from workers.run_task import generator
 
 CPU = torch.device("cpu")
@@ -131,6 +132,47 @@ def test_flip_mirrors_about_half_of_the_images_at_the_vertical_axis() -> None:
     mirrored = (augmented == images.flip(3)).flatten(1).all(1)
     assert augmented.dtype == torch.uint8 and bool((same | mirrored).all())
     assert 240 < int(mirrored.sum()) < 360, "600 fair coins, five standard deviations"
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(0, 4), st.integers(1, 40),
+    st.booleans(), st.sampled_from([None, True, False]), st.integers(0, 2**32),
+)  # fmt: skip
+def test_gathering_the_augmented_equals_gathering_cropping_mirroring_and_normalising(
+    channels: int, height: int, width: int, pad: int, count: int, flips: bool, flip: bool | None, seed: int
+) -> None:
+    class Drawn(Plugin):
+        mean, std = (0.2, 0.5, 0.3)[:channels], (0.25, 0.5, 0.2)[:channels]
+        augment_pad, augment_flip = pad, flips
+
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (50, channels, height, width)).astype(np.uint8)
+    data = DeviceDataset(Drawn, Arrays(images[:40], np.arange(40) % 4, images[40:], np.arange(10) % 4), CPU)
+    ids = torch.from_numpy(rng.integers(0, 50, count))
+    fused, stepwise = generator(seed, CPU), generator(seed, CPU)
+    found, labels = data.gather_augmented(ids, fused, flip)
+    pixels, own = data.gather(ids)
+    assert torch.equal(pixels, torch.from_numpy(images)[ids])
+    expected = data.normalised(data.augmented(pixels, stepwise, flip))
+    assert torch.equal(found, expected) and torch.equal(labels, own)
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    assert torch.equal(fused.get_state(), stepwise.get_state()), "what is drawn next is the same, too"
+
+
+def test_views_gather_in_one_step_only_where_pixels_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, batch = dataset(Augmented), []
+    poisoned = Poisoned(data, np.arange(5), seed=1, noise=0.5, flip_labels=False)
+    gather = DeviceDataset.gather_augmented
+    monkeypatch.setattr(
+        DeviceDataset, "gather_augmented", lambda self, *given: batch.append(1) or gather(self, *given)
+    )
+    plain = [images for images, _, _ in View(data, np.arange(20), generator(0, CPU), augment=True).batches(8)]
+    assert len(batch) == 3
+    noisy = View(poisoned, np.arange(20), generator(0, CPU), augment=True).batches(8)
+    for (images, _, ids), expected in zip(noisy, plain, strict=True):
+        same = (images == expected).flatten(1).all(1)
+        assert torch.equal(same, ids >= 5), "the draws are the same, and so are the samples without noise"
+    assert len(batch) == 3
 
 
 def test_no_augmentation_where_it_is_not_wanted() -> None:

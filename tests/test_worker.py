@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from methods.base import ENGINE
 from orchestrator.config import Grid
 from orchestrator.plan import Task, make_plan
 from tests.conftest import grid_data
 from workers.designs import FORGET, RETAIN, unpack
+from workers.engine import Stepper
 from workers.outcome import Outcome
 from workers.worker import Worker
 
@@ -168,6 +170,23 @@ def test_warming_up_changes_no_result(
 ) -> None:
     monkeypatch.setattr(Worker, "warm_up", lambda *_: None)
     assert np.array_equal(phi(run(worker, BASE)), phi(first[BASE]))
+
+
+def test_recorded_steps_give_the_same_outcomes(
+    first: dict[tuple[str, str, int, str], Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, record = [], Stepper._recorded
+    monkeypatch.setattr(Stepper, "_recorded", lambda self: (recorded.append(1), record(self))[1])
+    monkeypatch.setattr("workers.engine.WARM_UP", 1)  # an epoch here has few steps
+    worker = Worker("unused", device="cpu", engine="graphs")
+    for key in (BASE, RETRAIN, UNLEARN, OTHER):
+        outcome = run(worker, key)
+        assert np.array_equal(phi(outcome), phi(first[key])), key
+        assert outcome.row.get("weights_sha256") == first[key].row.get("weights_sha256")
+        assert outcome.row.keys() == first[key].row.keys(), "the ledger has no column for it"
+    assert len(recorded) >= 4 and ENGINE.get() is None
+    with pytest.raises(ValueError, match="engine: 'cuda' is unknown"):
+        Worker("unused", device="cpu", engine="cuda")
 
 
 # ---- bases -----------------------------------------------------------------------------------------------

@@ -48,17 +48,21 @@ class DeviceDataset:
         self.host_subclasses = None if fine[0] is None else np.concatenate(fine).astype(np.int64)
         self.sample_sha256 = _sample_hashes(chain(arrays.pool_images, arrays.test_images), labels)
         self.sha256 = hashlib.sha256(b"".join(self.sample_sha256)).hexdigest()
-        # Each part goes straight to its place: a joined copy would double the memory of large images.
-        size = (len(labels), *arrays.pool_images.shape[1:])
-        self.images = torch.empty(size, dtype=torch.uint8, device=device)
+        self.pad: int = plugin.augment_pad
+        self.flip: bool = plugin.augment_flip
+        # Each part goes straight to its place: a joined copy would double the memory of large images. The
+        # border that crops need is there from the start; `images` is what lies within it.
+        count, channels, height, width = len(labels), *arrays.pool_images.shape[1:]
+        size = (count, channels, height + 2 * self.pad, width + 2 * self.pad)
+        self.bordered = torch.zeros(size, dtype=torch.uint8, device=device)
+        inside = slice(self.pad, self.pad + height), slice(self.pad, self.pad + width)
+        self.images = self.bordered[:, :, inside[0], inside[1]]
         self.images[: self.n_pool] = torch.from_numpy(np.ascontiguousarray(arrays.pool_images))
         self.images[self.n_pool :] = torch.from_numpy(np.ascontiguousarray(arrays.test_images))
         self.labels = torch.from_numpy(labels).to(device)
         shape = (1, -1, 1, 1)
         mean, std = torch.tensor(plugin.mean).view(shape), torch.tensor(plugin.std).view(shape)
         self.scale, self.shift = (1 / (255 * std)).to(device), (-mean / std).to(device)
-        self.pad: int = plugin.augment_pad
-        self.flip: bool = plugin.augment_flip
         self.device = device
 
     def __len__(self) -> int:
@@ -75,7 +79,7 @@ class DeviceDataset:
 
     def normalised(self, images: Tensor) -> Tensor:
         """float32 images of mean 0 and standard deviation 1 per channel, from pixels 0–255."""
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        return torch.addcmul(self.shift, images, self.scale)
 
     def augmented(self, images: Tensor, rng: torch.Generator, flip: bool | None = None) -> Tensor:
         """Each image cropped at random after zero padding, and mirrored with probability ½ (flip: whether to
@@ -83,6 +87,27 @@ class DeviceDataset:
         """
         if self.pad:
             images = random_crop(images, self.pad, rng)
+        if self.flip if flip is None else flip:
+            mirror = torch.rand(len(images), 1, 1, 1, generator=rng, device=images.device) < 0.5
+            images = torch.where(mirror, images.flip(-1), images)
+        return images
+
+    def gather_augmented(
+        self, ids: Tensor, rng: torch.Generator, flip: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `gather`, `augmented` and `normalised` give one after the other, bit for bit and with the same
+        draws, in fewer passes: each image is read where its crop lies, out of all windows of all images.
+        """
+        if self.pad:
+            offsets = torch.randint(0, 2 * self.pad + 1, (2, len(ids)), generator=rng, device=self.device)
+            height, width = self.images.shape[2:]
+            windows = self.bordered.unfold(2, height, 1).unfold(3, width, 1)  # a view: nothing is copied
+            images = windows[ids, :, offsets[0], offsets[1]]
+        else:
+            images = self.images[ids]
+        return self.normalised(self._mirrored(images, rng, flip)), self.labels[ids]
+
+    def _mirrored(self, images: Tensor, rng: torch.Generator, flip: bool | None) -> Tensor:
         if self.flip if flip is None else flip:
             mirror = torch.rand(len(images), 1, 1, 1, generator=rng, device=images.device) < 0.5
             images = torch.where(mirror, images.flip(-1), images)
@@ -152,10 +177,18 @@ class View:
         shuffled = self.index[order]
         for start, end in batch_bounds(len(shuffled), max(batch_size, 2)):
             ids = shuffled[start:end]
-            images, labels = self.dataset.gather(ids)
-            if self.augment:
-                images = self.dataset.augmented(images, self.rng, self.flip)
-            yield self.dataset.normalised(images), labels, ids
+            yield (*self._gathered(ids), ids)
+
+    def _gathered(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Images as the network takes them, and labels. Where training sees other pixels than the dataset
+        has (poison.Poisoned), these are made between gathering and augmenting.
+        """
+        if self.augment and isinstance(self.dataset, DeviceDataset):
+            return self.dataset.gather_augmented(ids, self.rng, self.flip)
+        images, labels = self.dataset.gather(ids)
+        if self.augment:
+            images = self.dataset.augmented(images, self.rng, self.flip)
+        return self.dataset.normalised(images), labels
 
 
 class UnlearnData:

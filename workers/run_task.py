@@ -25,6 +25,7 @@ from methods.base import AFTER_EPOCH, PRECISION, Diverged, Method, plugin
 from workers import poison, requests
 from workers.architectures import architecture
 from workers.data import DeviceDataset, UnlearnData, View
+from workers.engine import placed
 from workers.evaluate import class_summary, evaluate, population, summary
 from workers.mnemonic import MnemonicView, draw_codes
 from workers.outcome import Outcome
@@ -106,7 +107,7 @@ def _train_task(task: dict[str, Any], bench: Bench) -> Outcome:
     trained_on = design.members if spec["kind"] == "base" else design.retain
     recipe = Recipe(**spec["training"])
     with seeded(spec["seeds"]["init"], bench.device):
-        model = build(spec, dataset).to(bench.device)
+        model = placed(build(spec, dataset), bench.device)
         order = generator(spec["seeds"]["order"], bench.device)
         view: Any = View(design.seen, trained_on, order, augment=recipe.augment, flip=recipe.flip)
         codes = None
@@ -322,4 +323,4 @@ def unpack_base(data: bytes, model: nn.Module, device: torch.device) -> Base:
     hashed = weights_hash(model, codes)
     codes = None if codes is None else codes.to(device)
     seconds, made_by = float(facts.get("train_s", "nan")), facts.get("task_id", "")
-    return Base(model.to(device).eval(), facts["members_sha256"], hashed, seconds, codes, made_by)
+    return Base(placed(model, device).eval(), facts["members_sha256"], hashed, seconds, codes, made_by)

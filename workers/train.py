@@ -59,6 +59,7 @@ def train(model: nn.Module, view: Batches, recipe: Recipe) -> None:
             epochs=recipe.epochs,
             schedule=SCHEDULES[recipe.schedule],
             steps=view.steps(recipe.batch_size) if recipe.schedule in BY_STEP else None,
+            pure=True,
         )
     finally:
         PRECISION.reset(token)

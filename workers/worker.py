@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from methods.base import fit, plugin, sgd
 from workers import architectures, duplicates
+from workers import engine as engines
 from workers.data import Arrays, DeviceDataset, View
 from workers.image_folder import ImageFolder
 from workers.run_task import Base, Outcome, build, generator, run_task, seeded, unpack_base
@@ -33,8 +34,9 @@ class Worker:
 
     data: folder of the datasets. device: 'auto' (a GPU if this process sees one), 'cpu' or 'cuda'. hot: how
     many base models stay on the device. folders: what image_folder.ImageFolder takes for each folder of
-    pictures, by its name in task specifications. On a CPU a worker uses one thread: several busy processes
-    with two threads each were seen 10–100 times slower.
+    pictures, by its name in task specifications. engine: how steps are taken, 'eager' or 'graphs'
+    (workers/engine.py). On a CPU a worker uses one thread: several busy processes with two threads each were
+    seen 10–100 times slower.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Worker:
         device: str = "auto",
         hot: int = 4,
         folders: Mapping[str, Mapping[str, Any]] | None = None,
+        engine: str = "eager",
     ) -> None:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(name)
         if self.device.type == "cpu":
             torch.set_num_threads(1)
+        self._engine = engines.checked(engine)
         self._folder, self._hot, self._folders = Path(data), hot, folders or {}
         self._datasets: dict[str, DeviceDataset] = {}
         self._arrays: dict[str, Arrays] = {}  # read or received, not on the device yet
@@ -58,7 +62,8 @@ class Worker:
     def run(self, task: dict[str, Any], weights: bytes | None = None) -> Outcome:
         """Run one task. `weights` are the safetensors bytes of its base; not needed where `holds` says so."""
         self._offered = None if weights is None else (task["spec"]["base"], weights, task["spec"])
-        outcome = run_task(task, self)
+        with engines.chosen(self._engine):
+            outcome = run_task(task, self)
         outcome.row |= self.facts(task["spec"]["architecture"]["name"])
         return outcome
 
@@ -139,7 +144,7 @@ class Worker:
         self._warm.add(key)
         dataset = self.dataset(key[0])
         with seeded(0, self.device):
-            model = build(spec, dataset).to(self.device)
+            model = engines.placed(build(spec, dataset), self.device)
             some = np.arange(min(WARM_UP_SAMPLES, dataset.n_pool))
             view = View(dataset, some, generator(0, self.device), augment=True)
             fit(
@@ -147,6 +152,7 @@ class Worker:
                 lambda: view.batches(64),
                 lambda images, labels, _: cross_entropy(model(images), labels),
                 epochs=1,
+                pure=True,
             )
             with torch.inference_mode():
                 model.eval()(dataset.normalised(dataset.images[:WARM_UP_SAMPLES]))

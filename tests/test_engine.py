@@ -1,0 +1,366 @@
+"""Recorded steps equal plain ones bit for bit; what a GPU is asked to record, in which order; memory formats.
+
+On a CPU the recorded step is called in place of a replay. The tests marked `gpu` record on a GPU, if there is
+one.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from methods.base import ENGINE, Batch, Diverged, adam, fit, plugin, sgd
+from methods.schedules import cosine, one_cycle
+from orchestrator.catalogue import plugins
+from tests.contract.golden import fingerprint
+from workers import engine
+from workers.architectures import architecture
+from workers.data import DeviceDataset, View
+from workers.datasets.digits import Digits
+from workers.engine import WARM_UP, Stepper, channels_last, chosen, placed
+from workers.evaluate import evaluate
+from workers.run_task import Base, generator, pack_base, unpack_base, weights_hash
+from workers.train import Recipe, train
+
+CPU = torch.device("cpu")
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+RECIPE = Recipe("sgd", 0.05, 0.9, 5e-4, "cosine", 3, 64, True, "float32", 1)
+
+
+def net(name: str = "cnn_small", channels: int = 1, size: int = 8) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return architecture(name).build(10, channels, size)
+
+
+def with_dropout() -> nn.Module:
+    return nn.Sequential(nn.Dropout(0.2), *net())
+
+
+def batches(sizes: tuple[int, ...], device: torch.device = CPU) -> list[Batch]:
+    draw = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(n, 1, 8, 8, generator=draw).to(device),
+            torch.randint(10, (n,), generator=draw).to(device),
+        )
+        for n in sizes
+    ]
+
+
+def trained(
+    model: nn.Module,
+    make: Callable[[nn.Module], torch.optim.Optimizer],
+    given: list[Batch],
+    how: str,
+    **more: Any,
+) -> torch.optim.Optimizer:
+    """The optimizer after three epochs on the batches by an engine."""
+    optimizer = make(model)
+    with torch.random.fork_rng(), chosen(how):
+        torch.manual_seed(2)
+        fit(optimizer, lambda: given, lambda x, y: cross_entropy(model(x), y), epochs=3, pure=True, **more)
+    return optimizer
+
+
+def same(model: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+# ---- recorded steps --------------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "sgd": lambda model: sgd(model, 0.1, 0.9, 5e-4),
+    "plain sgd": lambda model: sgd(model, 0.1),
+    "adam": lambda model: adam(model, 0.003, 1e-4),
+}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "by epoch": {"schedule": cosine},
+    "by step": {"schedule": one_cycle, "steps": 6},
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("sizes", [(16,) * 6, (16,) * 5 + (9,), (9,) + (16,) * 5, (16, 9) * 3, (16,)])
+def test_recorded_steps_equal_plain_ones_bit_for_bit(
+    sizes: tuple[int, ...], optimizer: str, schedule: str
+) -> None:
+    recorded, plain = with_dropout(), with_dropout()
+    given, more = batches(sizes), SCHEDULES[schedule]
+    after = trained(recorded, OPTIMIZERS[optimizer], given, "graphs", **more)
+    before = trained(plain, OPTIMIZERS[optimizer], given, "eager", **more)
+    assert same(recorded, plain) and not same(recorded, with_dropout())
+    assert after.param_groups[0]["lr"] == before.param_groups[0]["lr"]
+    assert isinstance(after.param_groups[0]["lr"], float), "whoever uses it next finds a number"
+
+
+def test_only_full_batches_are_replayed_from_the_same_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, replayed, seen = [], [], []
+    record = Stepper._recorded
+
+    def watched(self: Stepper) -> Callable[[], None]:
+        replay = record(self)
+        recorded.append(self)
+        return lambda: (replayed.append(1), replay())[1]
+
+    monkeypatch.setattr(Stepper, "_recorded", watched)
+    model, given = net(), batches((16,) * 5 + (9,))
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        seen.append((len(images), images.data_ptr()))
+        return cross_entropy(model(images), labels)
+
+    with chosen("graphs"):
+        fit(sgd(model, 0.1), lambda: given, loss, epochs=2, pure=True)
+    assert len(recorded) == 1 and len(replayed) == 10 - WARM_UP
+    assert [size for size, _ in seen] == [16, 16, 16, 16, 16, 9] * 2, "recording takes no step of its own"
+    full = [place for size, place in seen if size == 16]
+    assert len(set(full[WARM_UP:])) == 1 and not {x.data_ptr() for x, _ in given} & set(full[WARM_UP:])
+
+
+def test_schedules_reach_a_recorded_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, fill = [], Stepper._fill_rates
+    monkeypatch.setattr(
+        Stepper, "_fill_rates", lambda self: (fill(self), rates.append(self.rates[0].item()))[0]
+    )
+    trained(net(), OPTIMIZERS["sgd"], batches((16,) * 4), "graphs", schedule=cosine)
+    assert rates == [0.1 * cosine(epoch, 3) for epoch in (0, 1, 1, 1, 1, 2, 2, 2, 2)]
+
+
+def test_what_is_not_pure_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stepper, "__call__", lambda *_: pytest.fail("the loss is not pure"))
+    model, other = net(), net()
+    for engine_name, m in (("graphs", model), ("eager", other)):
+        with chosen(engine_name):
+            fit(sgd(m, 0.1), lambda: batches((16,) * 6), lambda x, y, m=m: cross_entropy(m(x), y), epochs=1)
+    assert same(model, other) and not same(model, net())
+
+
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_a_loss_that_is_not_finite_is_noticed_in_any_kind_of_step(at: int) -> None:
+    """In a step of warming up, in a replayed one, and in a ragged one; later losses are finite again."""
+    given, model, done = batches((16,) * 5 + (9,)), net(), []
+    mark = given[at][0][0, 0, 0, 0].clone()
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        done.append(1)
+        value = cross_entropy(model(images), labels)
+        return torch.where((images == mark).any(), value.detach() + math.inf, value) + 0 * value
+
+    with chosen("graphs"), pytest.raises(Diverged):
+        fit(sgd(model, 0.1), lambda: given, loss, epochs=2, pure=True)
+    assert len(done) == 6, "the first epoch is finished, a second not begun"
+
+
+def test_the_engine_is_chosen_for_a_block_and_known_by_name() -> None:
+    assert ENGINE.get() is None
+    with pytest.raises(ZeroDivisionError), chosen("graphs"):
+        assert ENGINE.get() is Stepper
+        raise ZeroDivisionError
+    assert ENGINE.get() is None
+    with pytest.raises(ValueError, match=r"engine: 'graph' is unknown\. Allowed: eager, graphs"):
+        engine.checked("graph")
+
+
+PURE = {
+    "catastrophic_forgetting_k",
+    "convolution_transpose",
+    "exact_unlearning_k",
+    "finetune",
+    "gradient_ascent",
+}
+
+
+@pytest.mark.parametrize("name", plugins("methods"))
+def test_methods_compute_the_same_by_recorded_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only those are recorded whose loss is known to be pure."""
+    used, record = [], Stepper._recorded
+    monkeypatch.setattr(engine, "WARM_UP", 1)
+    monkeypatch.setattr(Stepper, "_recorded", lambda self: (used.append(1), record(self))[1])
+    cls = plugin("methods", name)
+    if name in PURE:
+        plain = fingerprint(cls)
+        with chosen("graphs"):
+            assert fingerprint(cls) == plain
+        assert used
+    else:
+        with chosen("graphs"):
+            fingerprint(cls)
+        assert not used
+
+
+# ---- what a GPU is asked ---------------------------------------------------------------------------------
+
+
+class FakeStream:
+    def __init__(self, name: str, told: list[Any]) -> None:
+        self.name, self.told = name, told
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.told.append(f"{self.name} waits for {other.name}")
+
+
+def test_recording_follows_the_notes_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: three steps on a side stream with waits on both sides, then a recording on it with the
+    rate as a tensor of float32, then replays, none of which calls the loss.
+    """
+    told: list[Any] = []
+    side, current = FakeStream("side", told), FakeStream("current", told)
+
+    @contextmanager
+    def on(stream: FakeStream) -> Iterator[None]:
+        told.append(f"on {stream.name}")
+        yield
+
+    class Graph:
+        def replay(self) -> None:
+            told.append("replay")
+
+    @contextmanager
+    def recording(graph: Graph, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
+        told.append(f"record on {stream.name}, {capture_error_mode}")
+        yield
+
+    for name, fake in {"current_stream": lambda _: current, "stream": on, "graph": recording}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.Adam([weight], lr=0.5)
+
+    def step(batch: Batch) -> None:
+        group = optimizer.param_groups[0]
+        told.append(("step", len(batch[0]), group["lr"], group["capturable"]))
+
+    stepper = Stepper(optimizer, step)
+    stepper.on_gpu, stepper.stream, stepper.rates = True, side, [torch.zeros((), dtype=torch.float32)]
+    for size in (4, 4, 4, 4, 3, 4):
+        stepper((torch.ones(size),))
+    plain = ("step", 4, 0.5, False)
+    warm = ["side waits for current", "on side", plain, "current waits for side"]
+    recorded = ("step", 4, stepper.rates[0], True)
+    ragged = ("step", 3, 0.5, False)
+    assert told == [*warm * 3, "record on side, thread_local", recorded, "replay", ragged, "replay"]
+    assert stepper.rates[0].item() == 0.5
+
+
+@gpu
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_graph_on_a_gpu_equals_plain_steps(optimizer: str) -> None:
+    device = torch.device("cuda")
+    recorded, plain = net().to(device), net().to(device)
+    given = batches((16,) * 5 + (9,), device)
+    for model, how in ((recorded, "graphs"), (plain, "eager")):
+        trained(model, OPTIMIZERS[optimizer], given, how, schedule=cosine)
+    for a, b in zip(recorded.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+# ---- the fast path and the plain path --------------------------------------------------------------------
+
+
+class Moved(Digits):
+    augment_pad, augment_flip = 1, True
+
+
+@pytest.fixture(scope="module")
+def digits() -> DeviceDataset:
+    return DeviceDataset(Moved, Digits().load(Path("unused")), CPU)
+
+
+class Stepwise(View):
+    """The plain path: gathered, then cropped, then mirrored, then normalised."""
+
+    def _gathered(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = self.dataset.gather(ids)
+        return self.dataset.normalised(self.dataset.augmented(images, self.rng, self.flip)), labels
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_the_fast_path_trains_the_same_model_on_digits(digits: DeviceDataset, schedule: str) -> None:
+    """Recorded steps on batches gathered at once against plain steps on batches made one operator at a time:
+    the same weights bit for bit, a ragged last batch included.
+    """
+    assert 400 % RECIPE.batch_size > 1
+    models = []
+    for view, how in ((View, "graphs"), (Stepwise, "eager")):
+        model = net()
+        with chosen(how):
+            train(
+                model,
+                view(digits, np.arange(400), generator(3, CPU), augment=True),
+                Recipe(**vars(RECIPE) | {"schedule": schedule}),
+            )
+        models.append(model)
+    assert same(*models) and not same(models[0], net())
+
+
+@pytest.mark.long
+def test_bfloat16_is_as_accurate_as_float32_within_seed_noise(digits: DeviceDataset) -> None:
+    """cnn_small on digits, six seeds of each: mean test accuracies within three standard errors of their
+    difference, and none of the models below what float32 reaches at its worst by more than its spread.
+    """
+    accuracy: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for seed in range(6):
+        for precision, found in accuracy.items():
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = architecture("cnn_small").build(10, 1, 8)
+            view = View(digits, np.arange(digits.n_pool), generator(seed, CPU), augment=True)
+            with chosen("graphs"):
+                train(model, view, Recipe(**vars(RECIPE) | {"epochs": 10, "precision": precision}))
+            found.append(float(evaluate(model, digits).correct[digits.n_pool :].mean()))
+    plain, reduced = (np.array(found) for found in accuracy.values())
+    error = np.sqrt((plain.var(ddof=1) + reduced.var(ddof=1)) / len(plain))
+    assert plain.mean() > 0.85 and not np.array_equal(plain, reduced)
+    assert abs(plain.mean() - reduced.mean()) < 3 * error
+    assert reduced.min() > plain.min() - np.ptp(plain)
+
+
+# ---- channels last ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "convolutional"),
+    [("cnn_small", True), ("resnet18_cifar", True), ("vit_tiny", False), ("tinyvit11m", False)],
+)
+def test_convolutional_nets_get_their_channels_last(name: str, convolutional: bool) -> None:
+    model = channels_last(net(name, 3, 32))
+    wide = [p for p in model.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
+    assert wide
+    assert all(p.is_contiguous(memory_format=torch.channels_last) == convolutional for p in wide)
+
+
+def test_on_a_cpu_no_format_changes() -> None:
+    with chosen("graphs"):
+        assert all(p.is_contiguous() for p in placed(net(), CPU).parameters())
+
+
+def test_channels_last_changes_no_file_and_results_by_rounding_only() -> None:
+    plain, last = net("wide_resnet16_4", 3, 8), channels_last(net("wide_resnet16_4", 3, 8))
+    facts = ("members", "", 1.5, None, "task")
+    packed, usual = (pack_base(Base(model, *facts)) for model in (last, plain))
+    assert len(packed) == len(usual) and weights_hash(last, None) == weights_hash(plain, None)
+    assert same(unpack_base(packed, net("wide_resnet16_4", 3, 8), CPU).model, plain)
+    assert not next(p for p in copy.deepcopy(last).parameters() if p.dim() == 4).is_contiguous()
+    draw = torch.Generator().manual_seed(0)
+    given = [(torch.randn(8, 3, 8, 8, generator=draw), torch.arange(8)) for _ in range(4)]
+    for model in (plain, last):
+        optimizer = sgd(model, 0.01, 0.9, 5e-4)
+        fit(optimizer, lambda: given, lambda x, y, m=model: cross_entropy(m(x), y), epochs=1)
+    assert any(not p.is_contiguous() for p in last.parameters()), "training keeps the format"
+    for a, b in zip(plain.state_dict().values(), last.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert len(pack_base(Base(last, *facts))) == len(packed)
