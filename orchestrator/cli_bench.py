@@ -32,6 +32,7 @@ def bench(
     parts: Annotated[
         str, typer.Option(help="train: some of these, with commas; on a GPU each takes minutes")
     ] = "train,digits,cifar,reference",
+    engine: Annotated[str, typer.Option(help="train: how steps are taken, eager or graphs")] = "eager",
     quick: Annotated[
         bool, typer.Option("--quick", help="train: does it run? The figures mean nothing")
     ] = False,
@@ -44,7 +45,7 @@ def bench(
     if what not in WHAT:
         raise UserError(f"bench {what}: unknown. Allowed: {', '.join(WHAT)}.")
     if what == "train":
-        found, text = _train(device or "auto", quick, parts, samples)
+        found, text = _train(device or "auto", quick, parts, samples, engine)
     elif what == "plan":
         from orchestrator import bench_plan
 
@@ -55,14 +56,16 @@ def bench(
     print(json.dumps(found) if as_json else text)
 
 
-def _train(device: str, quick: bool, parts: str, samples: int | None) -> tuple[dict[str, Any], str]:
+def _train(
+    device: str, quick: bool, parts: str, samples: int | None, engine: str
+) -> tuple[dict[str, Any], str]:
     from workers import bench_train
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     try:
-        found = bench_train.run(device, quick, parts, samples, tell)
+        found = bench_train.run(device, quick, parts, samples, engine, tell)
     except bench_train.CannotMeasure as error:
         raise UserError(str(error)) from None
     return found, bench_train.as_text(found)

@@ -41,6 +41,7 @@ from workers.bench_tasks import (
     why_not,
     worker_for,
 )
+from workers.engine import Stepper
 
 CPU = torch.device("cpu")
 TINY = dataclasses.replace(QUICK, train={"cnn_small": (21, 8)}, small={"cnn_small": (20, 8)})
@@ -65,6 +66,10 @@ def test_both_loops_see_the_same_samples(found: dict[str, Any]) -> None:
     assert shapes["cifar10_shape"]["images"] == 2 * 21  # mirrored too, as training mirrors
     assert shapes["digits_shape"]["images"] == 20
     assert [row["reference_images"] for row in shapes.values()] == [21, 20]
+    bases = [task for task in found["tasks"] if task["training_images"] in (21, 20)]  # one pass each
+    assert [(base["image"], base["evaluated_images"]) for base in bases] == [([3, 32], 42), ([1, 8], 20)]
+    assert [base["wall_s"] for base in bases] == [row["seconds"] for row in rows(found, "train")]
+    assert [base["evaluate_s"] for base in bases] == [row["seconds"] for row in rows(found, "evaluate")]
 
 
 def test_flops_of_a_small_net_by_hand() -> None:
@@ -281,8 +286,21 @@ def test_a_machine_without_a_card_is_told(
 
 
 def test_an_unknown_engine_is_told() -> None:
-    with pytest.raises(bench_train.CannotMeasure, match=r"engine warp: unknown\. Allowed: eager"):
+    with pytest.raises(bench_train.CannotMeasure, match=r"--engine warp: unknown\. Allowed: eager"):
         bench_train.measure("cpu", TINY, engine="warp")
+
+
+def test_an_engine_reaches_the_loops_and_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step of training, and of a method whose loss is pure, is taken by the engine's stepper."""
+    steps: list[int] = []
+    plain = Stepper.__call__
+    monkeypatch.setattr(Stepper, "__call__", lambda self, b: (steps.append(len(b[1])), plain(self, b))[1])
+    monkeypatch.setattr(bench_tasks, "all_methods", lambda: [Finetune])
+    monkeypatch.setattr(bench_train, "all_methods", lambda: [Finetune])
+    found = bench_train.measure("cpu", TINY, ("train", "digits"), "graphs")
+    counted = sum(task["training_images"] for task in found["tasks"])
+    assert sum(steps) > counted  # what was run to warm up too
+    assert {row["engine"] for row in found["rows"]} == {"graphs"}
 
 
 def test_memory_of_a_block_is_its_own() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,15 +12,13 @@ from torch import nn
 
 from workers import architectures
 from workers import bench_reference as reference
+from workers import engine as engines
 from workers.bench_machine import Region
 from workers.bench_tasks import delivered
 from workers.data import DeviceDataset, View
 from workers.evaluate import evaluate
 from workers.train import Recipe, train
 from workers.views import views_of
-
-# How a view is trained on: another engine is another entry.
-ENGINES: dict[str, Callable[[nn.Module, View, Recipe], None]] = {"eager": train}
 
 
 class Loops:
@@ -32,6 +29,7 @@ class Loops:
         self.batch_size, self.engine = batch_size, engine
         self.arrays = plugin.load(Path())
         self.dataset = DeviceDataset(plugin, self.arrays, device)
+        self.ours: dict[str, list[tuple[int, Region]]] = {}  # what was counted
         self.model()  # CannotBuild at once
 
     def model(self) -> nn.Module:
@@ -48,6 +46,7 @@ class Loops:
         every, some = len(self.arrays.pool_labels), min(warm, len(self.arrays.pool_labels))
         theirs(some), ours(some)
         turns = [(theirs(every), ours(every)) for _ in range(repeats)]
+        self.ours[what] = [turn[1] for turn in turns]
         found: dict[str, Any] = {}
         for prefix, of in (("reference_", 0), ("", 1)):
             images, regions = zip(*(turn[of] for turn in turns), strict=True)
@@ -61,6 +60,18 @@ class Loops:
             held = self.dataset.images.nbytes / 2**20  # which the reference's loop does not need there
             found["reference_peak_memory_mib"] -= held
         return found
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Our passes of training, each with one of evaluation, as entries of `tasks`: bases of one epoch."""
+        made = {"kind": "base", "method": "", "training": "plain", "dataset": self.plugin.name}
+        made |= {"architecture": self.name, "track": "main", "image": list(self.dataset.shape)}
+        both = zip(self.ours["train"], self.ours["evaluate"], strict=True)
+        return [
+            made
+            | {"training_images": float(images), "wall_s": trained.seconds, "evaluate_s": evaluated.seconds}
+            | {"evaluated_images": passed, "repeat": repeat}
+            for repeat, ((images, trained), (passed, evaluated)) in enumerate(both)
+        ]
 
     def reference_train(self, samples: int) -> tuple[int, Region]:
         model = self.model().to(self.device)
@@ -82,13 +93,14 @@ class Loops:
         return reference.loader(pictures, self.device, batch_size=self.batch_size, shuffle=train)
 
     def train(self, samples: int) -> tuple[int, Region]:
-        model = self.model().to(self.device)
         rng = torch.Generator(self.device).manual_seed(0)
         view = View(self.dataset, np.arange(samples), rng, augment=True)
         rates = (reference.LEARNING_RATE, reference.MOMENTUM, reference.WEIGHT_DECAY)
         recipe = Recipe("sgd", *rates, "cosine", 1, self.batch_size, True, "auto", 1)
-        with delivered() as count, Region(self.device) as region:
-            ENGINES[self.engine](model, view, recipe)
+        with engines.chosen(self.engine):
+            model = engines.placed(self.model(), self.device)
+            with delivered() as count, Region(self.device) as region:
+                train(model, view, recipe)
         return count[0], region
 
     def evaluate(self, samples: int) -> tuple[int, Region]:

@@ -301,7 +301,7 @@ def run_package(worker: Any, package: Package, tell: Tell) -> Runs:
     return runs
 
 
-def worker_for(device: torch.device, datasets: list[Any]) -> Any:
+def worker_for(device: torch.device, datasets: list[Any], engine: str = "eager") -> Any:
     """A worker whose datasets are these. ModuleNotFoundError without scipy or safetensors."""
     from workers.worker import Worker
 
@@ -309,4 +309,4 @@ def worker_for(device: torch.device, datasets: list[Any]) -> Any:
         def _plugin(self, name: str) -> Any:
             return next(dataset for dataset in datasets if dataset.name == name)
 
-    return Given("data", device.type, hot=2)
+    return Given("data", device.type, hot=2, engine=engine)

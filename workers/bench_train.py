@@ -1,7 +1,7 @@
 """How fast models are trained, evaluated and made to forget, beside the reference's loop on the same device.
 
     python -m workers.bench_train [--device auto|cpu|cuda] [--parts train,digits,cifar,reference]
-                                  [--samples N] [--quick] [--json]
+                                  [--samples N] [--engine eager|graphs] [--quick] [--json]
 
 `lethe bench train` is the same. This needs torch, torchvision and numpy; the parts digits and cifar also what
 a worker imports, scipy and safetensors; tinyvit11m timm. What cannot be measured is named in `left_out`.
@@ -17,7 +17,8 @@ The last line printed is the JSON:
     device, processor, threads, loader_workers, versions
     flop_per_s      of large matrix products, the best size, in each precision: the arithmetic limit
     rows            one for each figure; what a row has no value for is null
-    tasks           each timed task of the packages, for `lethe plan --device`
+    tasks           each timed task of the packages, and our passes of the part train as bases of one epoch,
+                    for `lethe plan --device`
     left_out        what was not measured, and why
 
 Keys of a row:
@@ -56,7 +57,7 @@ import torch
 
 from workers import architectures
 from workers import bench_reference as reference
-from workers.bench_loops import ENGINES, Loops
+from workers.bench_loops import Loops
 from workers.bench_machine import name_of, processor, trained_in, versions
 from workers.bench_sizes import QUICK, SIZES, Sizes
 from workers.bench_tasks import (
@@ -69,6 +70,7 @@ from workers.bench_tasks import (
     run_package,
     worker_for,
 )
+from workers.engine import ENGINES
 from workers.evaluate import BATCH
 
 PARTS = ("train", "digits", "cifar", "reference")
@@ -184,7 +186,7 @@ def _check(parts: tuple[str, ...], engine: str) -> None:
             "bench --parts reference: needs digits or cifar too, whose methods it runs again."
         )
     if engine not in ENGINES:
-        raise CannotMeasure(f"bench engine {engine}: unknown. Allowed: {', '.join(ENGINES)}.")
+        raise CannotMeasure(f"bench --engine {engine}: unknown. Allowed: {', '.join(ENGINES)}.")
 
 
 # ---- training and evaluation beside the reference --------------------------------------------------------
@@ -215,6 +217,7 @@ def _beside(bench: Bench, name: str, plugin: Any, batch_size: int) -> None:
             row["batch_size"] = BATCH
         bench.rows.append(row)
         bench.tell(f"{what} {name} {row['images_per_s']:.0f} images/s, {row['ratio']:.2f} of the reference")
+    bench.tasks += loops.tasks()
 
 
 # ---- packages --------------------------------------------------------------------------------------------
@@ -242,7 +245,7 @@ def _package(bench: Bench, package: Package) -> None:
     """The rows of a package, of its methods, and its tasks."""
     name = f"{package.dataset.name} × {package.architecture}"
     try:
-        worker = worker_for(bench.device, [package.dataset])
+        worker = worker_for(bench.device, [package.dataset], bench.engine)
     except ModuleNotFoundError as error:
         bench.left_out.append({"what": name, "reason": f"{error.name} is not installed"})
         return
@@ -337,7 +340,7 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 def run(
-    device: str, quick: bool, parts: str, samples: int | None, tell: Tell = lambda line: None
+    device: str, quick: bool, parts: str, samples: int | None, engine: str, tell: Tell = lambda line: None
 ) -> dict[str, Any]:
     """What the command line asks for."""
     where = _device(device)
@@ -345,7 +348,7 @@ def run(
     if samples is not None:
         trained = {name: (samples, batch) for name, (_, batch) in sizes.train.items()}
         sizes = replace(sizes, train=trained, pool=samples, test=max(samples // 5, 1))
-    return measure(where.type, sizes, tuple(parts.split(",")), tell=tell)
+    return measure(where.type, sizes, tuple(parts.split(",")), engine, tell)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -357,12 +360,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--parts", default=",".join(PARTS), help="some of these, with commas")
     parser.add_argument("--samples", type=int, help="pool samples of CIFAR-10's shape, at least 40")
+    parser.add_argument("--engine", default="eager", help=f"how steps are taken: {', '.join(ENGINES)}")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     given = parser.parse_args(arguments)
     if given.samples is not None and given.samples < 40:
         parser.error(f"--samples: {given.samples} is too few, at least 40.")
     try:
-        found = run(given.device, given.quick, given.parts, given.samples, lambda s: _say(s))
+        found = run(given.device, given.quick, given.parts, given.samples, given.engine, _say)
     except CannotMeasure as error:
         sys.stderr.write(f"{error}\n")
         return 2
