@@ -42,7 +42,7 @@ SIZES = {
         epochs=5,
         packages=(3, 1),
     ),
-    # Two of the nets take 20 s for one batch of 256 images on a core.
+    # Two of the nets take 15 and 23 s for one batch of 256 images on a core.
     "cpu": Sizes(
         train={"resnet18": (512, 256), "resnet18_cifar": (64, 64), "tinyvit11m": (32, 32)}
         | {"cnn_small": (2048, 256)},
