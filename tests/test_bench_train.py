@@ -57,6 +57,19 @@ def rows(found: dict[str, Any], what: str) -> list[dict[str, Any]]:
     return [row for row in found["rows"] if row["what"] == what]
 
 
+def test_places_are_bases_of_each_architecture_and_shape_timed_thrice() -> None:
+    sizes = dataclasses.replace(
+        TINY, repeats=3, places={("cnn_small", 1, 16): (8, 4), ("cnn_small", 3, 8): (12, 4)}
+    )
+    found = bench_train.measure("cpu", sizes, ("places",))
+    assert found["rows"] == [] and found["left_out"] == []
+    counts = Counter((task["kind"], *task["image"], task["training_images"]) for task in found["tasks"])
+    trained = {8: 7, 12: 10}  # of the pool, 15 % of which are for validation
+    assert counts == {("base", 1, 16, trained[8]): 3, ("base", 3, 8, trained[12]): 3}
+    assert {task["evaluated_images"] for task in found["tasks"]} == {10, 30}  # in colour mirrored too
+    assert all(task["wall_s"] > 0 and task["evaluate_s"] > 0 for task in found["tasks"])
+
+
 # ---- what is counted -------------------------------------------------------------------------------------
 
 

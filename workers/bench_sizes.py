@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class Sizes:
     samples that both loops see before they are timed. repeats: of the part train; packages: of the others
     (digits, cifar). pool, test, epochs: of the part cifar, with `architecture`. digits_pool: pool of the
     digits and a quarter as many test samples, random ones; None for the real ones. cifar_beside: whether the
-    part reference is about the part cifar too.
+    part reference is about the part cifar too. places: of the part places, pool samples and batch size by
+    architecture, channels and pixels of a side.
     """
 
     train: dict[str, tuple[int, int]]
@@ -28,9 +29,15 @@ class Sizes:
     architecture: str = "resnet18"
     digits_pool: int | None = None
     cifar_beside: bool = True
+    places: dict[tuple[str, int, int], tuple[int, int]] = field(default_factory=dict)
 
 
 ALL = ("resnet18", "resnet18_cifar", "tinyvit11m", "cnn_small")
+OF_THE_PAPER = (
+    "resnet18",
+    "tinyvit11m",
+)  # its architectures, and its images with how many and the batch size
+IMAGES = {(1, 32): (50_000, 256), (3, 32): (50_000, 256), (3, 224): (5_000, 128)}
 SIZES = {
     "cuda": Sizes(
         train=dict.fromkeys(ALL, (50_000, 256)),
@@ -41,6 +48,7 @@ SIZES = {
         test=10_000,
         epochs=5,
         packages=(3, 1),
+        places={(name, *image): how for name in OF_THE_PAPER for image, how in IMAGES.items()},
     ),
     # Two of the nets take 15 and 23 s for one batch of 256 images on a core.
     "cpu": Sizes(
@@ -53,6 +61,8 @@ SIZES = {
         test=16,
         cifar_beside=False,
         epochs=2,
+        places={("resnet18", 1, 32): (64, 64), ("resnet18", 3, 32): (64, 64), ("resnet18", 3, 224): (16, 16)}
+        | {("tinyvit11m", 1, 32): (16, 16), ("tinyvit11m", 3, 32): (16, 16), ("tinyvit11m", 3, 224): (8, 8)},
     ),
 }
 QUICK = Sizes(
@@ -67,4 +77,5 @@ QUICK = Sizes(
     packages=(1, 1),
     architecture="cnn_small",
     digits_pool=80,
+    places={("cnn_small", 1, 16): (8, 4)},
 )

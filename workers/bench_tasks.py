@@ -56,9 +56,15 @@ class Synthetic:
         return Arrays(*draw(self.pool_size), *draw(self.test_size))
 
 
+def synthetic(channels: int, size: int, pool: int, test: int) -> Synthetic:
+    """Random data of a shape, trained on like CIFAR-10 in colour, like MNIST in grey."""
+    like = plugin("workers.datasets", {1: "mnist", 3: "cifar10"}[channels])
+    return Synthetic(like, channels, size, pool, test)
+
+
 def cifar(pool: int, test: int) -> Synthetic:
     """Random data of CIFAR-10's shape."""
-    return Synthetic(plugin("workers.datasets", "cifar10"), 3, 32, pool, test)
+    return synthetic(3, 32, pool, test)
 
 
 def digits(pool: int | None = None, test: int | None = None) -> Any:
@@ -207,13 +213,20 @@ class Runs:
 
     def base_and_retrain(self, repeat: int, mnemonic: bool = False) -> str:
         """Train both; returns the id of the base."""
-        names = {kind: f"{kind}-{repeat}{'-mnemonic' if mnemonic else ''}" for kind in ("base", "retrain")}
-        for kind, name in names.items():
-            ran = self._run(name, self.package.spec(kind, repeat, mnemonic), repeat)
-            if ran.outcome.status != "done":
-                raise RuntimeError(f"a {kind} did not finish: {ran.outcome.status}, {ran.outcome.reason}")
-            self.ran.append(ran)
-        return names["base"]
+        base, _ = self.base(repeat, mnemonic), self._train("retrain", repeat, mnemonic)
+        return base
+
+    def base(self, repeat: int, mnemonic: bool = False) -> str:
+        """Train a base; returns its id."""
+        return self._train("base", repeat, mnemonic)
+
+    def _train(self, kind: str, repeat: int, mnemonic: bool) -> str:
+        name = f"{kind}-{repeat}{'-mnemonic' if mnemonic else ''}"
+        ran = self._run(name, self.package.spec(kind, repeat, mnemonic), repeat)
+        if ran.outcome.status != "done":
+            raise RuntimeError(f"a {kind} did not finish: {ran.outcome.status}, {ran.outcome.reason}")
+        self.ran.append(ran)
+        return name
 
     def method(self, method: Any, base: str, repeat: int) -> None:
         """Run a method, unless it takes long and was run. One that diverges on random data is run again with

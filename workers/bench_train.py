@@ -1,6 +1,6 @@
 """How fast models are trained, evaluated and made to forget, beside the reference's loop on the same device.
 
-    python -m workers.bench_train [--device auto|cpu|cuda] [--parts train,digits,cifar,reference]
+    python -m workers.bench_train [--device auto|cpu|cuda] [--parts train,digits,cifar,places,reference]
                                   [--samples N] [--engine eager|graphs] [--quick] [--json]
 
 `lethe bench train` is the same. This needs torch, torchvision and numpy; the parts digits and cifar also what
@@ -9,10 +9,11 @@ a worker imports, scipy and safetensors; tinyvit11m timm. What cannot be measure
 Parts. train: for each architecture one pass of training and one of evaluation, by the reference's loop and by
 ours, in turn, after both were warmed up. digits, cifar: packages, that is a base, a retrain and every method
 at its default hyper-parameters, run by a worker as in a grid; of the digits (those of scikit-learn if there)
-with cnn_small, and of random data of CIFAR-10's shape with resnet18. reference: in the packages each method
-once more in float32, on batches made as the reference makes them. Other data than the digits is random, on
-which the speed does not depend. Figures are medians over `repeats`; a method that takes over 20 s runs once.
-The last line printed is the JSON:
+with cnn_small, and of random data of CIFAR-10's shape with resnet18. places: a base of one epoch for each
+architecture and image shape of the paper's grid, for `lethe plan --device`. reference: in the packages each
+method once more in float32, on batches made as the reference makes them. Other data than the digits is
+random, on which the speed does not depend. Figures are medians over `repeats`; a method that takes over 20 s
+runs once. The last line printed is the JSON:
 
     device, processor, threads, loader_workers, versions
     flop_per_s      of large matrix products, the best size, in each precision: the arithmetic limit
@@ -68,12 +69,13 @@ from workers.bench_tasks import (
     cifar,
     digits,
     run_package,
+    synthetic,
     worker_for,
 )
 from workers.engine import ENGINES
 from workers.evaluate import BATCH
 
-PARTS = ("train", "digits", "cifar", "reference")
+PARTS = ("train", "digits", "cifar", "places", "reference")
 NUMBERS = (
     *("batch_size", "images", "seconds", "images_per_s", "reference_seconds", "reference_images"),
     *("reference_images_per_s", "ratio", "flops_per_image", "limit_images_per_s", "limit_fraction"),
@@ -161,6 +163,8 @@ def measure(
             _digits_part(bench, "reference" in parts)
         if "cifar" in parts:
             _cifar_part(bench, "reference" in parts)
+        if "places" in parts:
+            _places_part(bench)
         found = {"device": name_of(where), "processor": processor(), "threads": torch.get_num_threads()}
     finally:
         torch.set_num_threads(threads)
@@ -241,13 +245,32 @@ def _cifar_part(bench: Bench, beside: bool) -> None:
     _package(bench, Package(dataset, sizes.architecture, *how_much, beside=beside and sizes.cifar_beside))
 
 
+def _places_part(bench: Bench) -> None:
+    """Tasks alone: bases, of which the first repeat, with its first calls, does not count."""
+    for (architecture, channels, size), (pool, batch_size) in bench.sizes.places.items():
+        name = f"{architecture} at {channels}×{size}×{size}"
+        dataset = synthetic(channels, size, pool, pool // 4)
+        package = Package(dataset, architecture, 1, batch_size, bench.sizes.repeats)
+        if (worker := _worker(bench, dataset, name)) is not None:
+            runs = Runs(worker, package, lambda line, name=name: bench.tell(f"{name}: {line}"))
+            for repeat in range(-1, package.repeats):
+                runs.base(repeat)
+            bench.tasks += runs.tasks
+
+
+def _worker(bench: Bench, dataset: Any, what: str) -> Any:
+    """A worker for a dataset; None, and a line in `left_out`, if what it imports is not installed."""
+    try:
+        return worker_for(bench.device, [dataset], bench.engine)
+    except ModuleNotFoundError as error:
+        bench.left_out.append({"what": what, "reason": f"{error.name} is not installed"})
+        return None
+
+
 def _package(bench: Bench, package: Package) -> None:
     """The rows of a package, of its methods, and its tasks."""
     name = f"{package.dataset.name} × {package.architecture}"
-    try:
-        worker = worker_for(bench.device, [package.dataset], bench.engine)
-    except ModuleNotFoundError as error:
-        bench.left_out.append({"what": name, "reason": f"{error.name} is not installed"})
+    if (worker := _worker(bench, package.dataset, name)) is None:
         return
     runs = run_package(worker, package, lambda line: bench.tell(f"{name}: {line}"))
     bench.tasks += runs.tasks
