@@ -83,14 +83,7 @@ NUMBERS = (
     *("recipe_seconds", "repeats", "note"),
 )
 KEYS = (
-    "what",
-    "device",
-    "architecture",
-    "dataset",
-    "method",
-    "precision",
-    "engine",
-    "models_at_once",
+    *("what", "device", "architecture", "dataset", "method", "precision", "engine", "models_at_once"),
     *NUMBERS,
 )
 TASK_KEYS = (
