@@ -18,6 +18,7 @@ import typer
 
 from orchestrator import __version__
 from orchestrator.cli_options import (
+    SUBMIT,
     ActorsPerGpu,
     Address,
     Data,
@@ -32,6 +33,7 @@ from orchestrator.cli_options import (
     Retry,
     TimeLimit,
     data_folder,
+    in_job,
     limits,
     outside_job,
 )
@@ -61,15 +63,31 @@ def _top(
 
 
 @app.command()
-def plan(grid: GridFile, results: Results = "results", as_json: Json = False) -> None:
+def plan(
+    grid: GridFile,
+    results: Results = "results",
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="say what it costs on a device that was timed, as h200 or cpu"),
+    ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="where the timings are; else benchmarks/results of the repository"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show what a grid asks for, what is done already, what sharing saves and what it costs. Runs nothing."""
+    from orchestrator import measured as timings
     from orchestrator import overview
     from orchestrator.config import load
     from orchestrator.store import Store
     from orchestrator.tuned_plan import first, plan_of
 
+    if measured is not None and device is None:
+        raise UserError("--measured: name the device too, --device NAME.")
+    timed = None if device is None else timings.named(device, measured)
     loaded, store = load(grid), Store.open_if_any(results)
-    facts = overview.of_plan(plan_of(loaded, store), store) | {"studies_first": first(loaded, store)}
+    facts = overview.of_plan(plan_of(loaded, store), store, timed) | {"studies_first": first(loaded, store)}
     print(json.dumps(facts) if as_json else overview.plan_text(facts))
 
 
@@ -166,14 +184,16 @@ def tune(
 
 
 def _again() -> str:
-    """The command line as it was given, less --retry and --limit, to be pasted into a shell."""
+    """The command line as it was given, less --retry and --limit, to be pasted into a shell; of a Ray job the
+    one that submits it again.
+    """
     words = sys.argv[1:]
     for option in ("--retry", "--limit"):
         while option in words:
             place = words.index(option)
             del words[place : place + 2]
         words = [word for word in words if not word.startswith(f"{option}=")]
-    return shlex.join(["lethe", *words])
+    return shlex.join([*(SUBMIT if in_job() else ["lethe"]), *words])
 
 
 @contextlib.contextmanager
@@ -304,6 +324,7 @@ def prepare(
     """
     from orchestrator import describe, fetch
 
+    data = outside_job(data)
     if describe.is_folder(datasets, size, channels, name):
         entry, notes = describe.entry_of(datasets[1], data, size or 0, channels, name)
         print("\n".join(notes), file=sys.stderr)

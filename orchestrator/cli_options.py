@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,10 +78,17 @@ def limits(
     return {name: getattr(grid.run, name) if value is None else value for name, value in given.items()}
 
 
+SUBMIT = shlex.split("ray job submit --working-dir . -- python -m orchestrator")
+
+
+def in_job() -> bool:
+    """Whether this process is that of `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def outside_job(path: str) -> str:
     """A relative path below ~/lethe if this is a Ray job, whose own folder goes with it; else as it is."""
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if not in_job or "://" in path or Path(path).expanduser().is_absolute():
+    if not in_job() or "://" in path or Path(path).expanduser().is_absolute():
         return path
     lasting = str(Path.home() / "lethe" / path)
     print(f"{path}: taken as {lasting}, since a Ray job's own folder is temporary.", file=sys.stderr)

@@ -10,6 +10,7 @@ seeds: 3
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -161,7 +162,7 @@ def _checked(kind: str, singular: str) -> AfterValidator:
 
 def _unique(values: list[Any]) -> list[Any]:
     names = [value.name if isinstance(value, Choice) else value for value in values]
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    twice = sorted(str(name) for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(f"named twice: {', '.join(twice)}.")
     return values

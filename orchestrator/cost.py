@@ -1,18 +1,24 @@
-"""What a plan costs: training images from what the plug-ins declare, hours from these and from timed runs."""
+"""What a plan comes to: training images from what the plug-ins declare, and the work of its tasks, which
+timed runs turn into seconds (paces.py).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
 from orchestrator import catalogue, datasets, requests
+from orchestrator.config import Grid
 from orchestrator.keys import canonical
-from orchestrator.plan import Plan, Task
+from orchestrator.paces import Load, Paces, Shape, Work
+from orchestrator.plan import PLAIN, Plan, Task, training_of
+from workers.views import mirrors, views_of
 
-TIMED = ("kind", "method", "dataset", "architecture", "track", "wall_s", "evaluate_s", "spec")
+TIMED = ("dataset", "wall_s", "evaluate_s")  # columns of the ledger, beside `spec`
+What = tuple[str, str]  # kind, and method or training recipe
 
 
 def images(spec: dict[str, Any]) -> float:
@@ -91,72 +97,118 @@ def _share(forget: dict[str, Any], counts: dict[str, float]) -> float:
     return catalogue.formula(recipe.constants["share"], sizes | counts | {"listed": listed})
 
 
+def alone(plan: Plan) -> Counter[str]:
+    """How often each task of a plan is run, by id, where every unlearned model has a base and a retrain of
+    its own. For a retrain that the audit leaves out, another of its track is counted, which is of one size.
+    """
+    times: Counter[str] = Counter()
+    for cell in plan.cells:
+        for variant in (v for v in cell.variants if plan.runs(v)):
+            known = cell.references(variant.training)
+            retrain = {key[0]: task for key, task in known.retrains.items()}
+            for key, task in variant.tasks.items():
+                times[task] += 1
+                times[retrain[key[0]]] += 1
+                times[known.bases[key]] += plan.starts_from_base(plan.by_id[task])
+    return times
+
+
 def training_images(plan: Plan, count: Images | None = None) -> dict[str, float]:
     """Images that all tasks train on, also with a base and a retrain for each unlearn task alone."""
     count = count or Images()
     of = {task.id: count(task.spec) for task in plan.tasks}
-    unshared = 0.0
-    for cell in plan.cells:
-        for variant in (v for v in cell.variants if plan.runs(v)):
-            known = cell.references(variant.training)
-            retrain = {key[0]: of[task] for key, task in known.retrains.items()}  # equal within a track
-            for key, task in variant.tasks.items():
-                first = plan.starts_from_base(plan.by_id[task])
-                unshared += of[task] + first * of[known.bases[key]] + retrain[key[0]]
+    unshared = sum(times * of[task] for task, times in alone(plan).items())
     return {"training_images": sum(of.values()), "unshared_training_images": unshared}
 
 
-@dataclass
-class _Pace:
-    """What timed runs of one kind took."""
-
-    runs: int = 0
-    images: float = 0.0
-    wall_s: float = 0.0
-    evaluate_s: float = 0.0
-
-    def add(self, row: dict[str, Any], trained_on: float) -> None:
-        self.runs += 1
-        self.images += trained_on
-        self.wall_s += row["wall_s"] or 0.0
-        self.evaluate_s += row["evaluate_s"] or 0.0
-
-    def seconds(self, trained_on: float) -> float:
-        """Of a task: at the pace per image, or, for a kind that trains on none, as long as the others."""
-        wall = self.wall_s / self.images * trained_on if self.images else self.wall_s / self.runs
-        return wall + self.evaluate_s / self.runs
+# ---- seconds ---------------------------------------------------------------------------------------------
 
 
-def hours(
-    left: Iterable[Task], timed: Iterable[dict[str, Any]], count: Images | None = None
-) -> tuple[float | None, int]:
-    """Device hours that tasks take, and how many of them are of a kind never timed.
+class Works:
+    """The work that tasks are made of (paces.py), and its images: of training or unlearning, and of the
+    evaluation. Specifications must not be changed while this is in use.
 
-    timed: finished runs (columns TIMED; `spec` as JSON, of a task of this plan as it is). A task is estimated
-    from the timed runs of its kind and method on its dataset, architecture and track, at their seconds per
-    training image; one of a kind never timed at the pace of the timed bases on the same dataset and
-    architecture. Without such a base the hours are None.
+    grid: tells the test sets of its folders of pictures, which specifications do not.
     """
-    paces: dict[tuple[str, ...], _Pace] = {}
-    count = count or Images()
-    for row in timed:
-        known = isinstance(row["spec"], dict)
-        spec = row["spec"] if known else json.loads(row["spec"] or "null")
-        if spec is None or not (known or _known(spec)):
+
+    def __init__(self, grid: Grid, count: Images | None = None) -> None:
+        self.count = count or Images()
+        known = [(datasets.of(name).key, datasets.plugin(name).constants) for name in grid.datasets]
+        self._tests = {key: int(constants.get("test_size", 0)) for key, constants in known}
+        self._known: dict[tuple[Any, ...], tuple[Work, Work, float]] = {}
+
+    def of(
+        self, spec: dict[str, Any], dataset: str, trained_on: float
+    ) -> tuple[tuple[Work, float], tuple[Work, float]]:
+        """The two works of a task with their images; dataset: its name in results. Of a method that trains on
+        no images the unit is the task.
+        """
+        method = spec["method"]["name"] if spec["kind"] == "unlearn" else training_of(spec)
+        place = (dataset, spec["dataset"]["name"], spec["architecture"]["name"], spec["members"]["track"])
+        decides = (spec["kind"], method, *place, spec.get("training", spec).get("flip"), spec.get("views"))
+        if (found := self._known.get(decides)) is None:
+            architecture, track = place[2:]
+            own = "" if method == PLAIN else method
+            work = Work(spec["kind"], own, architecture, shape(spec["dataset"]), dataset, track)
+            found = self._known[decides] = (work, work.evaluation, self.evaluated(spec))
+        work, evaluation, evaluated = found
+        return (work, trained_on or 1.0), (evaluation, evaluated)
+
+    def evaluated(self, spec: dict[str, Any]) -> float:
+        """Images that the evaluation of a task passes: pool and test set, in each view."""
+        constants = datasets.constants(spec["dataset"]) or {}
+        flip = mirrors(spec, bool(constants.get("augment_flip")))
+        views = len(views_of(flip, spec.get("views") == "strong"))
+        tests = self._tests.get(spec["dataset"]["name"], constants.get("test_size", 0))
+        return float(views * (constants["pool_size"] + tests))
+
+
+def shape(dataset: dict[str, Any]) -> Shape:
+    """Channels and pixels of a side of a dataset, of its specification; its name if it does not tell."""
+    constants = datasets.constants(dataset) or {}
+    if "size" not in constants or "mean" not in constants:
+        return str(dataset["name"])
+    return len(constants["mean"]), int(constants["size"])
+
+
+Loads = dict[Work, Load]
+
+
+def loads(tasks: Iterable[Task], works: Works, times: Mapping[str, int] | None = None) -> dict[What, Loads]:
+    """What tasks come to, by kind and method. times: how often each is run; once if not given."""
+    found: dict[What, Loads] = {}
+    for task in tasks:
+        count = 1 if times is None else times.get(task.id, 0)
+        dataset = task.dataset or task.spec["dataset"]["name"]
+        own, evaluation = works.of(task.spec, dataset, works.count(task.spec))
+        for work, units in (own, evaluation) if count else ():
+            found.setdefault(own[0].what, {}).setdefault(work, Load()).add(units, count)
+    return found
+
+
+def added(parts: Iterable[Mapping[Work, Load]]) -> Loads:
+    """Loads put together."""
+    total: Loads = {}
+    for part in parts:
+        for work, load in part.items():
+            of = total.setdefault(work, Load())
+            of += load
+    return total
+
+
+def timed_paces(rows: Iterable[dict[str, Any]], works: Works) -> Paces:
+    """The paces of finished runs (columns TIMED, and `spec`: as JSON, of a task of a plan as it is)."""
+    runs = []
+    for row in rows:
+        of_plan = isinstance(row["spec"], dict)
+        spec = row["spec"] if of_plan else json.loads(row["spec"] or "null")
+        if spec is None or not (of_plan or _known(spec)):
             continue
-        trained_on = count(spec) if known else images(spec)
-        kind = _kind(row)
-        for key in (kind, kind[2:4]) if row["kind"] == "base" else (kind,):
-            paces.setdefault(key, _Pace()).add(row, trained_on)
-    total, guessed = 0.0, 0
-    for task in left:
-        kind = _kind(task.columns())
-        pace = paces.get(kind) or paces.get(kind[2:4])
-        if pace is None:
-            return None, 0
-        total += pace.seconds(count(task.spec))
-        guessed += kind not in paces
-    return total / 3600, guessed
+        found = works.of(spec, row["dataset"], works.count(spec) if of_plan else images(spec))
+        for (work, units), seconds in zip(found, (row["wall_s"], row["evaluate_s"]), strict=True):
+            if seconds is not None:
+                runs.append((work, units, seconds))
+    return Paces(runs)
 
 
 def _known(spec: dict[str, Any]) -> bool:
@@ -165,7 +217,3 @@ def _known(spec: dict[str, Any]) -> bool:
     return datasets.constants(spec["dataset"]) is not None and all(
         part is None or part["name"] in catalogue.plugins(kind) for kind, part in parts.items()
     )
-
-
-def _kind(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in TIMED[:5])

@@ -30,6 +30,7 @@ FEW = 64  # of so many busy actors one is waited for
 LOOK_S = 0.5  # how often the first of each queue is looked for, whatever else ends; far below a time limit
 SCALE_S = 2.0  # how often the actors are matched to the cluster and to the work
 PATIENCE_S = 30.0  # after so long without any worker the user is told what is waited for
+REGROW_S = 600.0  # after so long without such a loss there may be one actor more again
 IDLE_S = 60.0  # an actor without work for so long goes, and with the last one its node may
 
 
@@ -52,7 +53,10 @@ class _Driver:
         self.packs = resources.actors_per_gpu == "auto"  # whether memory shall tell how many share a GPU
         self.share = cluster.share(resources.device, 1 if self.packs else int(resources.actors_per_gpu))
         self.runners: list[Runner] = []
-        self.fewer = 0  # actors less than there is room for, since some ran out of memory
+        self.fewer, self.hungry_at = (
+            0,
+            0.0,
+        )  # actors less than there is room for, some having run out of memory
         self.unstarted = 0  # times in a row, the last at `failed_to_start`, that actors could not start
         self.scaled = time.monotonic()
         self.looked, self.failed_to_start = self.scaled, 0.0
@@ -100,6 +104,8 @@ class _Driver:
         room = self.share.room()
         most = min(self.schedule.left, self.resources.max_actors or self.schedule.left)
         self._hint(most if most > room else 0)
+        if self.fewer and self.scaled - self.hungry_at > REGROW_S:
+            self.fewer, self.hungry_at = self.fewer - 1, self.scaled
         wanted = min(most, max(room - self.fewer, min(room, 1)))
         for runner in [r for r in self.runners if self._superfluous(r)][: max(0, len(self.runners) - wanted)]:
             self._end(runner)
@@ -379,7 +385,7 @@ class _Driver:
         place = self.runners.index(runner)
         self._end(runner)
         if fewer and self.runners:
-            self.fewer += 1
+            self.fewer, self.hungry_at = self.fewer + 1, time.monotonic()
         else:
             self.runners.insert(place, self._new_runner())
 

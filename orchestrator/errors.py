@@ -22,5 +22,8 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
 
 
 def without_keys(text: str) -> str:
-    """A text whose URIs have lost their user:password@, which may be keys of an object store."""
-    return re.sub(r"(\w+://)[^/\s@'\"]*@", r"\1", text)
+    """A text whose URIs have lost their user:password@, which may be keys of an object store, and the values
+    of what in their ?query is named as one, e.g. password.
+    """
+    text = re.sub(r"(\w+://)[^/\s@'\"]*@", r"\1", text)
+    return re.sub(r"(?i)([?&][^=&\s'\"]*(?:passw|secret|token|key)[^=&\s'\"]*=)[^&\s'\"]*", r"\1…", text)

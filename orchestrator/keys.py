@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -54,6 +54,27 @@ class Digester:
             self._orders[keys] = order
         return f"{{{','.join([name + self._of(value[key], shared) for key, name, shared in order])}}}"
 
+    def around(self, value: Mapping[str, Any], *keys: str) -> Callable[..., str]:
+        """What `digest` gives of the mapping with further keys, as a function of the values of these in
+        order, for many mappings that differ there alone.
+        """
+        order = sorted({*value, *keys})
+        pieces = [
+            f"{canonical(key)}:{'%s' if key in keys else self._whole(value[key], key)}" for key in order
+        ]
+        places = [(keys.index(key), key in self._shared) for key in order if key in keys]
+        text = f"{{{','.join(pieces)}}}"
+
+        def digest_of(*values: Any) -> str:
+            filled = text % tuple(self._of(values[place], shared) for place, shared in places)
+            return hashlib.sha256(filled.encode()).hexdigest()[:ID_LENGTH]
+
+        return digest_of
+
+    def _whole(self, value: Any, key: str) -> str:
+        """A value as text, fit for a format with `%`."""
+        return self._of(value, key in self._shared).replace("%", "%%")
+
     def _of(self, value: Any, shared: bool) -> str:
         kind = type(value)
         if kind is int:
@@ -75,5 +96,9 @@ def derived_seed(*parts: object) -> int:
 
     A new axis of the grid adds new names and shifts nobody's seed.
     """
-    text = "|".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(seed_name(*parts).encode()).digest()[:8], "big") >> 1
+
+
+def seed_name(*parts: object) -> str:
+    """What a seed is derived from, as one text; it may stand for the first parts of further seeds."""
+    return "|".join(map(str, parts))

@@ -16,6 +16,7 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
+    from orchestrator.measured import Measurement
     from orchestrator.plan import Plan
     from orchestrator.runner import Ended
 
@@ -23,45 +24,48 @@ if TYPE_CHECKING:
 # ---- plan ------------------------------------------------------------------------------------------------
 
 
-def of_plan(plan: Plan, store: Store | None) -> dict[str, Any]:
-    """Counts, training images, what is done, and hours from timed runs: `gpu_hours` from those on GPUs,
-    `device_hours` from any; `untimed_tasks` of them from the passes that methods declare.
+def of_plan(plan: Plan, store: Store | None, measured: Measurement | None = None) -> dict[str, Any]:
+    """Counts, training images, what is done, and hours of what is left from timed runs, with a 95 % interval:
+    `gpu_hours` from those on GPUs, `device_hours` from any; `untimed_tasks` at paces of others. measured:
+    timings of a device, which give `cost`.
     """
-    from orchestrator import arithmetic
-    from orchestrator.cost import Images, hours, training_images
+    from orchestrator import arithmetic, plan_cost
+    from orchestrator.cost import Works, added, loads, timed_paces, training_images
     from orchestrator.schedule import FAILURES, Schedule
 
-    runs = _ledger(plan, store) if store else []
+    runs = ledger(plan, store) if store else []
     timed = [row for row in runs if row["status"] == "done"]
     statuses = {row["task_id"]: row["status"] for row in runs}
     done = {row["task_id"] for row in timed} & plan.by_id.keys()
     has_model = (store.models() if store else set()).__contains__
     left = Schedule(plan.tasks, statuses, retry=FAILURES, has_model=has_model).pending()
     on_gpu = [row for row in timed if not str(row["device"]).startswith("cpu")]
-    count = Images()
-    device_hours, guessed = hours(left, timed, count)
+    works = Works(plan.grid)
+    to_do = added(loads(left, works).values())
+    by_gpu, by_any = (timed_paces(rows, works).estimate(to_do) for rows in (on_gpu, timed))
     return plan.counts() | {
         "done": len(done),
-        "gpu_hours": hours(left, on_gpu, count)[0],
-        "device_hours": device_hours,
-        "untimed_tasks": guessed,
-        **training_images(plan, count),
+        **plan_cost.hours("gpu_", by_gpu),
+        **plan_cost.hours("device_", by_any),
+        "untimed_tasks": plan_cost.borrowers(by_any),
+        **training_images(plan, works.count),
         "impossible": [reason for _, reason in plan.impossible],
         "devices": sorted({str(row["device"]) for row in timed}),
         "cells": len(plan.cells),
         "parts": [asdict(part) for part in arithmetic.parts(plan)],
         "retrained_bases": sum(task.id in done and task.kind == "base" for task in left),
         "repeated_requests": sum(task.id in done and task.kind == "unlearn" for task in left),
+        "cost": None if measured is None else plan_cost.of_plan(plan, left, store, measured, works),
     }
 
 
-def _ledger(plan: Plan, store: Store) -> list[dict[str, Any]]:
-    """The rows of the ledger with the columns that `hours` takes. Specifications are most of a ledger, so
-    those of tasks of the plan are taken from there.
+def ledger(plan: Plan, store: Store) -> list[dict[str, Any]]:
+    """The rows of the ledger as `timed_paces` takes them. Specifications are most of a ledger, so those of
+    tasks of the plan are taken from there.
     """
     from orchestrator.cost import TIMED
 
-    rows = parquet.rows(store.runs(["task_id", "status", "device", *TIMED[:-1]]))
+    rows = parquet.rows(store.runs(["task_id", "status", "device", *TIMED]))
     others = any(row["task_id"] not in plan.by_id for row in rows)
     table = store.runs(["task_id", "spec"]) if others else None
     specs = dict(zip(*(column.to_pylist() for column in table.columns[:2]), strict=True)) if table else {}
@@ -73,7 +77,7 @@ def _ledger(plan: Plan, store: Store) -> list[dict[str, Any]]:
 
 def plan_text(facts: dict[str, Any]) -> str:
     """The plan as a few lines."""
-    from orchestrator import arithmetic
+    from orchestrator import arithmetic, plan_cost
 
     parts = [arithmetic.Part(**part) for part in facts["parts"]]
     lines = [
@@ -97,21 +101,18 @@ def plan_text(facts: dict[str, Any]) -> str:
         lines.append(f"{count:,} {studies} first; counted here with the defaults.")
     elif count is None and facts["tune_trials"]:
         lines.append(f"{facts['tune_trials']:,} trials of `lethe tune` come on top; `lethe run` runs none.")
-    if facts["device_hours"] is None:
-        lines.append("No cost estimate: no base has been timed in these results for every part of the grid.")
-    elif facts["tasks"] > facts["done"]:
-        guessed = facts["untimed_tasks"]
+    if facts["device_hours"] is not None:
+        if facts["tasks"] > facts["done"]:
+            lines.append(
+                f"{plan_cost.shown(facts, 'device_')} on one {' or '.join(facts['devices'])}, from timed runs"
+                + (f"; {count:,} tasks at the pace of others." if (count := facts["untimed_tasks"]) else ".")
+            )
+    elif not facts["cost"]:
         lines.append(
-            f"{_duration(facts['device_hours'])} on one {' or '.join(facts['devices'])}, from timed runs"
-            + (f"; {guessed:,} tasks from the passes their methods declare." if guessed else ".")
+            "No cost estimate: no base has been timed in these results for every part of the grid."
+            " `--device NAME` takes timings of a device."
         )
-    return "\n".join(lines)
-
-
-def _duration(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:,.1f} hours"
-    return f"{hours * 60:.0f} minutes" if hours * 60 >= 2 else f"{hours * 3600:.0f} seconds"
+    return "\n".join([*lines, *(plan_cost.lines(facts["cost"]) if facts["cost"] else ())])
 
 
 # ---- run and status --------------------------------------------------------------------------------------

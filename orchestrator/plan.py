@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator import catalogue, datasets, forget_recipes, poison, requests
 from orchestrator.cells import PLAIN, TRACKS, Cell, Key, Place, References, Variant, forget_label, inside
 from orchestrator.config import Audit, Choice, Grid
-from orchestrator.keys import Digester, derived_seed, digest, present
+from orchestrator.keys import Digester, derived_seed, digest, present, seed_name
 
 __all__ = [
     "PLAIN",
@@ -75,7 +75,7 @@ class Task:
             "architecture": spec["architecture"]["name"],
             "forget": forget_label(spec.get("forget", spec.get("poisoned"))),
             "method": spec["method"]["name"] if "method" in spec else "",
-            "training": _training(spec),
+            "training": training_of(spec),
             "seed": spec["seed"],
             "forget_index": draw["index"] if draw else -1,
             "parents": [spec["base"]] if "base" in spec else [],
@@ -129,7 +129,7 @@ class Plan:
         return task.base is not None and self.by_id[task.base].kind == "base"
 
 
-def _training(spec: dict[str, Any]) -> str:
+def training_of(spec: dict[str, Any]) -> str:
     """The training recipe of a task's model, or of the base it starts from."""
     if "method" in spec:
         return catalogue.plugins("methods")[spec["method"]["name"]].training
@@ -183,8 +183,9 @@ class Builder:
             self._recipes[track, training] = known
         return known
 
-    def add(self, spec: dict[str, Any], after: tuple[str, ...] = ()) -> str:
-        task = Task(self.digester.digest(spec), spec, after, self.known.name)
+    def add(self, spec: dict[str, Any], after: tuple[str, ...] = (), digest: str | None = None) -> str:
+        """Add a task. digest: of its specification, if that is known."""
+        task = Task(digest or self.digester.digest(spec), spec, after, self.known.name)
         self.tasks.setdefault(task.id, task)
         return task.id
 
@@ -352,20 +353,16 @@ class Builder:
                     {**common, "kind": "retrain", "forget": without, "training": recipe, "seeds": own}, after
                 )
             starts = {**common, "precision": recipe["precision"], "forget": chosen}
-            starts |= present({"flip": recipe.get("flip")})
+            starts |= present({"flip": recipe.get("flip")}) | {"kind": "unlearn"}
+            starts["augment"] = recipe["augment"] and self.grid.augment_unlearning
+            digest_of = self.digester.around(starts, "base", "method", "seeds")
+            named = seed_name("unlearn", *names, cell.forget, index)
             for variant in variants:
-                own = {"unlearn": derived_seed("unlearn", *names, cell.forget, index, variant.method)}
-                variant.tasks[key] = self.add(
-                    {
-                        **starts,
-                        "base": parents[variant.method][key] if parents else base,
-                        "kind": "unlearn",
-                        "augment": recipe["augment"] and self.grid.augment_unlearning,
-                        "method": self.methods[variant.method],
-                        "seeds": own | poisoning,
-                    },
-                    after,
-                )
+                start = parents[variant.method][key] if parents else base
+                drawn = {"unlearn": derived_seed(named, variant.method)} | poisoning
+                method = self.methods[variant.method]
+                spec = {**starts, "base": start, "method": method, "seeds": drawn}
+                variant.tasks[key] = self.add(spec, after, digest_of(start, method, drawn))
 
     @staticmethod
     def _retrain_seeds(

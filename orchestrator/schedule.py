@@ -248,10 +248,10 @@ def _to_run(tasks: list[Task], statuses: dict[str, str], retry: Collection[str])
     """Ids without a row, with a failure to be retried, or skipped for a base that is done or runs again."""
     todo = {task.id for task in tasks if task.id not in statuses or statuses[task.id] in retry}
     for task in tasks:
-        parents = parents_of(task)
-        there = all(parent in todo or statuses.get(parent) == "done" for parent in parents)
-        if parents and there and statuses.get(task.id) == "skipped":
-            todo.add(task.id)
+        if statuses.get(task.id) == "skipped":
+            parents = parents_of(task)
+            if parents and all(parent in todo or statuses.get(parent) == "done" for parent in parents):
+                todo.add(task.id)
     return todo
 
 

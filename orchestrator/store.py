@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -354,6 +354,7 @@ class Store:
         return name
 
 
+@cache
 def score_folder(dataset: str, architecture: str, kind: str, method: str) -> str:
     """The folder of `scores` for one kind of models, in Hive form: the colon of `timm:NAME` as %3A, which
     readers of Hive folders turn back.

@@ -30,10 +30,9 @@ CIFAR = {"cifar10": theirs.CIFAR10, "cifar20": theirs.CIFAR100, "cifar100": thei
 
 
 def small(name: str) -> Any:
-    """The dataset with a pool of 20 and a test set of 5."""
-    return type(
-        name, (plugin("workers.datasets", name),), {"pool_size": POOL, "test_size": TEST, "size": 24}
-    )()
+    """The dataset with a pool of 20 and a test set of 5, and pictures of files made small."""
+    sizes = {"pool_size": POOL, "test_size": TEST} | ({"size": 24} if name == "utkface" else {})
+    return type(name, (plugin("workers.datasets", name),), sizes)()
 
 
 def md5(path: Path) -> str:

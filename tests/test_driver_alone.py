@@ -180,6 +180,24 @@ def test_a_task_for_which_a_whole_gpu_is_too_small_costs_no_actor(ray: Ray, shar
     assert driver.oom == {"t0": 1} and driver.schedule.take("any").id == "t0"  # type: ignore[union-attr]
 
 
+def test_an_actor_that_went_for_want_of_memory_comes_back_after_a_while(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(Share, "room", lambda _: 3)
+    monkeypatch.setattr(drivers.cluster, "ask_for", lambda *_: None)
+    driver = driver_of(20)
+    runner, _, _ = driver.started(), driver.started(), driver.started()
+    driver.give(runner, 1)
+    ray.ready["outcome of t0"] = pickle.dumps([Outcome("t0", "oom")])
+    driver._collect()
+    for later, count in ((drivers.REGROW_S - 1, 2), (drivers.REGROW_S + 1, 3), (10 * drivers.REGROW_S, 3)):
+        monkeypatch.setattr(time, "monotonic", lambda later=later: now + later)
+        driver._scale()
+        assert len(driver.runners) == count, later
+
+
 class Called:
     """An actor that notes the calls it gets; the reference of a call is its number."""
 

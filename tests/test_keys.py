@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.keys import ID_LENGTH, canonical, derived_seed, digest, present
+from orchestrator.keys import ID_LENGTH, Digester, canonical, derived_seed, digest, present, seed_name
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -69,7 +69,6 @@ def test_seeds_differ_in_every_part_and_fit_into_63_bits() -> None:
 
 
 def test_a_digester_gives_the_same_digests_and_knows_objects_apart() -> None:
-    from orchestrator.keys import Digester
 
     digester = Digester(["b", "c"])
     shared = {"y": [1, 2.5, None], "x": 'quote " and ö'}
@@ -85,3 +84,18 @@ def test_a_digester_gives_the_same_digests_and_knows_objects_apart() -> None:
         assert digester.digest(value) == digest(value)
         assert digester.text(value) == canonical(value)
     assert all(digester.digest({"b": {"n": n}}) == digest({"b": {"n": n}}) for n in range(1000))
+
+
+def test_digests_around_some_values_are_those_of_the_whole() -> None:
+    """Whatever stands around them: a percent sign, a shared value, keys before, between and behind."""
+    shared = {"name": "50 %s", "version": 1}
+    common = {"dataset": shared, "kind": "unlearn", "share": 0.1, "note": "100 % \u00fc", "augment": True}
+    digester = Digester(["dataset", "method"])
+    digest_of = digester.around(common, "base", "zeta", "method")
+    for base, zeta, method in (("0a", 3, {"name": "a%d"}), ("ff", {"x": -1}, shared), ("%", None, {})):
+        whole = common | {"base": base, "zeta": zeta, "method": method}
+        assert digest_of(base, zeta, method) == digest(whole) == digester.digest(whole)
+
+
+def test_a_name_stands_for_the_first_parts_of_a_seed() -> None:
+    assert derived_seed(seed_name("a", 1, "b"), 2) == derived_seed("a", 1, "b", 2)

@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator import audit, plans, report, report_audit, report_rank, report_rows
 from orchestrator.config import Grid
+from orchestrator.errors import without_keys
 from orchestrator.plan import Cell, Plan, Variant
 from orchestrator.report import render
 from orchestrator.report_rank import MARKED, OVER_FORGETS, UTILITY_LOST
@@ -569,3 +570,12 @@ def test_addresses_are_shown_without_keys() -> None:
     text = "lethe run g.yaml --results 's3://KEY:secret@bucket/r?region=x' --data data"
     assert report_rows.without_secrets(text) == "lethe run g.yaml --results 's3://bucket/r' --data data"
     assert report_rows.without_secrets("/tmp/a b/r") == "/tmp/a b/r"
+
+
+def test_messages_have_no_keys() -> None:
+    shown = without_keys(
+        "s3://KEY:secret@bucket/r?region=x 'postgresql://a:b@h/d?sslmode=on&password=p%40&c=1'"
+    )
+    assert shown == "s3://bucket/r?region=x 'postgresql://h/d?sslmode=on&password=…&c=1'"
+    assert without_keys("s3://b/r?Access_Key=abc&secret_token=d") == "s3://b/r?Access_Key=…&secret_token=…"
+    assert without_keys("what? key=1, a=b") == "what? key=1, a=b"

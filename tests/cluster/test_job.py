@@ -117,6 +117,8 @@ def test_a_job_runs_a_grid_of_the_folder_it_came_with(head: Head, submit: Submit
     done = submit("run", "grids/digits.yaml", "--limit", 3, "--address", "auto", "--results", "from-a-job")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 of 988 tasks are done" in done.stdout
+    again = "ray job submit --working-dir . -- python -m orchestrator run grids/digits.yaml --address auto"
+    assert f"985 are left: `{again} --results from-a-job` goes on." in done.stdout
     lasting = head.folder / "lethe" / "from-a-job"  # relative paths of a job: below its home folder
     assert f"from-a-job: taken as {lasting}" in done.stdout
     assert [row["status"] for row in all_rows(lasting)] == ["done"] * 3

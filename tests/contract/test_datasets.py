@@ -80,6 +80,7 @@ def test_arrays_are_images_and_labels_as_declared(given: Given) -> None:
         assert not np.shares_memory(data.pool_images, data.test_images)
     assert len(shape) == 3 and shape[0] in (1, 3) and shape[1] == shape[2]
     assert getattr(dataset, "test_size", len(data.test_labels)) == len(data.test_labels)
+    assert getattr(dataset, "size", shape[1]) == shape[1], "costs are estimated with it"
     if isinstance(dataset, ImageFolder):
         assert shape == (dataset.channels, dataset.size, dataset.size)
 

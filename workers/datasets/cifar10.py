@@ -22,6 +22,7 @@ class Cifar10:
     num_classes = 10
     pool_size = 50000
     test_size = 10000
+    size = 32
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2023, 0.1994, 0.2010)
     augment_pad = 4

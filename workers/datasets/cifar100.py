@@ -22,6 +22,7 @@ class Cifar100:
     num_classes = 100
     pool_size = 50000
     test_size = 10000
+    size = 32
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
     augment_pad = 4

@@ -25,6 +25,7 @@ class Digits:
     num_classes = 10
     pool_size = 1437
     test_size = 360
+    size = 8
     mean = (0.288,)
     std = (0.354,)
     augment_pad = 0

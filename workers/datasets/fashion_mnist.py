@@ -23,6 +23,7 @@ class FashionMnist:
     num_classes = 10
     pool_size = 60000
     test_size = 10000
+    size = 32
     mean = (0.2860,)
     std = (0.3530,)
     augment_pad = 0

@@ -23,6 +23,7 @@ class Mnist:
     num_classes = 10
     pool_size = 60000
     test_size = 10000
+    size = 32
     mean = (0.1307,)
     std = (0.3081,)
     augment_pad = 0

@@ -25,6 +25,7 @@ class Svhn:
     num_classes = 10
     pool_size = 73257
     test_size = 26032
+    size = 32
     mean = (0.4377, 0.4438, 0.4728)
     std = (0.1980, 0.2010, 0.1970)
     augment_pad = 0
