@@ -25,7 +25,7 @@ def images(spec: dict[str, Any]) -> float:
     """Images that the task of a specification trains on: epochs, or the passes its method declares, times the
     sizes of the sets.
     """
-    return Images()._count(spec)
+    return Images()(spec)
 
 
 class Images:
@@ -35,27 +35,28 @@ class Images:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, str]] = {}  # by identity; holding the part keeps that its own
-        self._counts: dict[int, tuple[Any, float]] = {}  # of whole specifications, likewise
+        self._designs: dict[tuple[int, int, int], tuple[str, str, str]] = {}  # dataset, members, forget
+        self._counts: dict[tuple[Any, ...], float] = {}
 
     def __call__(self, spec: dict[str, Any]) -> float:
-        known = self._counts.get(id(spec))
-        if known is None:
-            known = self._counts[id(spec)] = (spec, self._count(spec))
-        return known[1]
-
-    def _count(self, spec: dict[str, Any]) -> float:
         own = spec["method"] if "method" in spec else spec["training"]["epochs"]
-        parts = (spec["dataset"], spec["members"], spec.get("forget"), own)
-        return _images(spec["kind"], *map(self._key, parts))
+        parts = (spec["dataset"], spec["members"], spec.get("forget"))
+        ids = (id(parts[0]), id(parts[1]), id(parts[2]))
+        if (design := self._designs.get(ids)) is None:
+            design = self._designs[ids] = (self._key(parts[0]), self._key(parts[1]), self._key(parts[2]))
+        what = (spec["kind"], design, self._key(own))
+        if (count := self._counts.get(what)) is None:
+            count = self._counts[what] = _images(spec["kind"], *design, what[2])
+        return count
 
     def _key(self, part: Any) -> str:
         """A part of a specification without what tells tasks of equal size apart."""
-        if not isinstance(part, dict):
-            return canonical(part)
         known = self._known.get(id(part))
         if known is None:
-            counts = {name: value for name, value in part.items() if name not in ("draw", "pair", "half")}
-            known = self._known[id(part)] = (part, canonical(counts))
+            told = part
+            if isinstance(part, dict):
+                told = {name: value for name, value in part.items() if name not in ("draw", "pair", "half")}
+            known = self._known[id(part)] = (part, canonical(told))
         return known[1]
 
 

@@ -5,7 +5,8 @@
    "image": [3, 32], "training_images": 85000, "wall_s": 2.5, "evaluate_s": 0.2, "evaluated_images": 120000},
    …]}}
 
-A task stands there once for each repeat. `image` is channels and pixels of a side; `evaluated_images` counts
+Further files train-NAME-….json of the same device count as parts of it. A task stands there once for each
+repeat. `image` is channels and pixels of a side; `evaluated_images` counts
 an image once for each view it is scored in.
 """
 
@@ -14,7 +15,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ MEASURE = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was timed on one device, and how one would repeat it."""
+    """What was timed on one device, and how one would repeat it. parts: the other files of the device."""
 
     file: Path
     device: str
@@ -41,13 +43,19 @@ class Measurement:
     commit: str
     command: str
     versions: dict[str, str]
-    paces: Paces
+    runs: list[tuple[Work, float, float]]
+    parts: tuple[Path, ...] = ()
+
+    @cached_property
+    def paces(self) -> Paces:
+        return Paces(self.runs)
 
     @property
     def facts(self) -> dict[str, Any]:
         """The measurement without its timings, as JSON."""
         names = ("device", "date", "commit", "command", "versions")
-        return {"file": str(self.file)} | {name: getattr(self, name) for name in names}
+        files = {"file": str(self.file), "parts": [str(path) for path in self.parts]}
+        return files | {name: getattr(self, name) for name in names}
 
 
 def named(name: str, folder: Path | None = None) -> Measurement:
@@ -55,7 +63,8 @@ def named(name: str, folder: Path | None = None) -> Measurement:
     UserError with one line if there is not exactly one.
     """
     folder = FOLDER if folder is None else folder
-    files = {path.stem.removeprefix(PREFIX).lower(): path for path in sorted(folder.glob(f"{PREFIX}*.json"))}
+    paths = {path.stem.removeprefix(PREFIX).lower(): path for path in sorted(folder.glob(f"{PREFIX}*.json"))}
+    files = {slug: path for slug, path in paths.items() if not any(slug.startswith(f"{s}-") for s in paths)}
     if name.lower() in files:
         return read(files[name.lower()])
     found: dict[str, Measurement | None] = {slug: _readable(path) for slug, path in files.items()}
@@ -79,7 +88,20 @@ def _readable(path: Path) -> Measurement | None:
 
 
 def read(path: Path) -> Measurement:
-    """One file; UserError with one line if it is not such a measurement."""
+    """One file with its parts; UserError with one line if they are no measurements, or not of one device."""
+    first = _read(path)
+    parts = [_read(part) for part in sorted(path.parent.glob(f"{path.stem}-*.json"))]
+    for part in parts:
+        if part.device != first.device:
+            raise UserError(
+                f"{part.file}: timed on {part.device}, and {path.name}, of which its name makes it a part, on"
+                f" {first.device}. Give it another name."
+            )
+    runs = [run for one in (first, *parts) for run in one.runs]
+    return replace(first, runs=runs, parts=tuple(part.file for part in parts))
+
+
+def _read(path: Path) -> Measurement:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         found = data["found"]
@@ -88,7 +110,7 @@ def read(path: Path) -> Measurement:
         date, commit, command = (str(data.get(name, "")) for name in ("date", "commit", "command"))
         if not runs:
             raise ValueError("no task in it")
-        return Measurement(path, str(found["device"]), date, commit, command, versions, Paces(runs))
+        return Measurement(path, str(found["device"]), date, commit, command, versions, runs)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (
             f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]

@@ -42,10 +42,9 @@ def of_plan(
     parts = loads(plan.tasks, works)
     whole = estimate(added(parts.values()))
     return {
-        **hours("", whole),
-        **hours("left_", estimate(added(loads(left, works).values()))),
-        **hours("unshared_", estimate(added(loads(plan.tasks, works, alone(plan)).values()))),
-        "estimated_hours": whole.seconds / 3600,
+        **_hours("", whole),
+        **_hours("left_", estimate(added(loads(left, works).values()))),
+        **_hours("unshared_", estimate(added(loads(plan.tasks, works, alone(plan)).values()))),
         "parts": [_part(what, of, estimate(of)) for what, of in sorted(parts.items(), key=_order)],
         "borrowed": [_borrowed(found) for found in whole.borrowed],
         "missing": [_named(work) for work in whole.missing],
@@ -64,6 +63,11 @@ def hours(prefix: str, found: Estimate) -> dict[str, float | None]:
     }
 
 
+def _hours(prefix: str, found: Estimate) -> dict[str, float | None]:
+    """The same, and the hours of the part that could be estimated."""
+    return hours(prefix, found) | {f"{prefix}estimated_hours": found.seconds / 3600}
+
+
 def borrowers(found: Estimate) -> int:
     """Tasks whose kind was timed on no track of their dataset; 0 where there is no estimate."""
     borrowed = [] if found.missing else found.borrowed
@@ -77,7 +81,7 @@ def _order(part: tuple[What, Loads]) -> tuple[int, What]:
 def _part(what: What, of: Loads, found: Estimate) -> dict[str, Any]:
     own = [load for work, load in of.items() if work.what == what]
     facts = {"kind": what[0], "method": what[1], "tasks": round(sum(load.runs for load in own))}
-    return facts | hours("", found)
+    return facts | _hours("", found)
 
 
 def _named(work: Work) -> dict[str, Any]:
@@ -114,9 +118,9 @@ def _of_tuning(grid: Grid, store: Store | None, measured: Measurement, works: Wo
         "studies": len(entries),
         "pruner": budget.pruner,
         "trials": _tasks(trials),
-        **hours("", measured.paces.estimate(trials)),
+        **_hours("", measured.paces.estimate(trials)),
         "other_tasks": _tasks(others),
-        **hours("other_", measured.paces.estimate(others)),
+        **_hours("other_", measured.paces.estimate(others)),
     }
 
 
@@ -175,11 +179,12 @@ def lines(cost: dict[str, Any]) -> list[str]:
     """The facts as lines."""
     measured = cost["measured"]
     device = f"one {measured['device']}, one model at a time"
-    text = [f"{shown(cost)} on {device}; what is left: {shown(cost, 'left_')}."]
-    if cost["hours"] is None:
-        text = [f"No estimate of the whole: on {device}, what could be estimated takes"]
-        text[0] += f" {duration(cost['estimated_hours'])}. No base was timed for {_missing(cost)}."
-    text += [f"Without sharing: {shown(cost, 'unshared_')}."] if cost["hours"] is not None else []
+    text = [
+        f"Cost: {shown(cost)} on {device}; what is left: {shown(cost, 'left_')}.",
+        f"Without sharing: {shown(cost, 'unshared_')}.",
+    ]
+    if cost["missing"]:
+        text.insert(1, f"Not in it, since bases and their evaluation were not timed there: {_missing(cost)}.")
     text += _table(cost["parts"])
     text += _borrowed_text(cost["borrowed"])
     if cost["hours"] is not None and cost["hours_low"] is None:
@@ -187,7 +192,8 @@ def lines(cost: dict[str, Any]) -> list[str]:
     text += _tuning_text(cost["tuning"])
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     text.append(
-        f"Timed on {measured['date']} ({versions}) by `{measured['command']}`, kept in {measured['file']}."
+        f"Timed on {measured['date']} ({versions}) by `{measured['command']}`, kept in {measured['file']}"
+        + (f" and {count} more beside it." if (count := len(measured["parts"])) else ".")
     )
     return text
 
@@ -196,7 +202,8 @@ def shown(facts: Mapping[str, Any], prefix: str = "") -> str:
     """Hours and their interval, in the unit that fits."""
     value, low, high = (facts[f"{prefix}hours{end}"] for end in ("", "_low", "_high"))
     if value is None:
-        return "not known"
+        known = facts[f"{prefix}estimated_hours"]
+        return f"at least {duration(known)}" if known else "not known"
     if low is None:
         return duration(value)
     factor, unit = _unit(value)

@@ -93,6 +93,18 @@ def test_a_name_that_fits_two_devices_takes_neither(write: Write, tmp_path: Path
     assert named("a", tmp_path).device == "NVIDIA A"
 
 
+def test_further_files_of_a_device_are_parts_of_it(write: Write, tmp_path: Path) -> None:
+    first = write("g1", twice(row()))
+    second = write("g1-more", twice(row(architecture="resnet18", image=[3, 32])))
+    write("g10", twice(row()), device="Made-up GPU 10")
+    found = named("g1", tmp_path)
+    assert found.file == first and found.parts == (second,)
+    assert {work.architecture for work in found.paces.timed} == {"cnn_small", "resnet18"}
+    assert named("g10", tmp_path).parts == ()
+    write("g1-other", device="Made-up GPU 2")
+    assert "train-g1-other.json: timed on Made-up GPU 2, and train-g1.json" in one_problem("g1", tmp_path)
+
+
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert f"There are: none, in {tmp_path / 'no'}, which does not exist" in one_problem("x", tmp_path / "no")
 
@@ -205,7 +217,9 @@ def test_nothing_to_borrow_from_leaves_no_hours_and_is_named(write: Write) -> No
     assert {(w["architecture"], w["dataset"]) for w in found["missing"]} == {("cnn_small", "utkface")}
     alone_hours = cost(plan_of(datasets=["digits"], audit=None), read(write("made")))["hours"]
     assert found["estimated_hours"] == pytest.approx(alone_hours)
-    assert "No base was timed for cnn_small at 3×224×224." in plan_text(facts | {"studies_first": None})
+    text = plan_text(facts | {"studies_first": None})
+    assert "were not timed there: cnn_small at 3×224×224." in text
+    assert f"at least {plan_cost.duration(alone_hours)} on one Made-up GPU 1" in text
 
 
 def test_one_repeat_gives_hours_without_an_interval(write: Write) -> None:
