@@ -7,6 +7,7 @@ machine and the versions.
     python -m benchmarks.record peers python -m benchmarks.peers
     python -m benchmarks.record simulated_cluster python -m benchmarks.simulated_cluster
     python -m benchmarks.record simulate python -m benchmarks.simulate
+    python -m benchmarks.record train-cpu python -m workers.bench_train --device cpu --json
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import shlex
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from orchestrator.provenance import commit
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("ray", "optuna", "pyarrow", "numpy")
+PACKAGES = ("ray", "optuna", "pyarrow", "numpy", "torch", "torchvision")
 
 
 def provenance(command: list[str]) -> dict[str, Any]:
@@ -38,8 +40,17 @@ def provenance(command: list[str]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(page / 2**30, 1),
         "load_before": round(os.getloadavg()[0], 1),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of those PACKAGES that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def main(name: str, *command: str) -> None:

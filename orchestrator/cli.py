@@ -11,13 +11,13 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from orchestrator import __version__
+from orchestrator.cli_bench import bench
 from orchestrator.cli_options import (
     SUBMIT,
     ActorsPerGpu,
@@ -52,6 +52,7 @@ app = typer.Typer(
 app.add_typer(store_app, name="store")
 app.command()(status)
 app.command()(doctor)
+app.command()(bench)
 
 
 @app.callback(invoke_without_command=True)
@@ -342,38 +343,6 @@ def duplicates_(dataset: str, data: Data = "data", as_json: Json = False) -> Non
 
     found = duplicates.listing(dataset, Path(data))
     print(json.dumps(found) if as_json else duplicates.as_text(dataset, found))
-
-
-@app.command()
-def bench(
-    what: Annotated[str, typer.Argument(metavar="driver|attack|store", help="what to measure")],
-    as_json: Json = False,
-    tasks: Annotated[int, typer.Option(min=20, help="driver: tasks that do nothing")] = 100_000,
-    samples: Annotated[int, typer.Option(min=100, help="samples of the simulated cell")] = 60_000,
-    device: Annotated[str, typer.Option(help="numpy, or torch on the cpu or on cuda")] = "numpy",
-) -> None:
-    """driver: tasks per second as a ratio to bare Ray calls, seconds to resume. attack: speed as a ratio to a
-    plain loop in the same run. store: bytes and seconds of stored scores.
-    """
-    found: object
-    if what == "driver":
-        from orchestrator import bench_driver
-
-        found = bench_driver.measure(tasks)
-        text = bench_driver.as_text(found)
-    elif what == "store":
-        from orchestrator import bench_store
-
-        found = bench_store.store(samples=samples)
-        text = bench_store.as_text(found)
-    elif what == "attack":
-        from orchestrator import bench as benches
-
-        found = benches.attack(samples=samples, device=device)
-        text = benches.as_text(found)
-    else:
-        raise UserError(f"bench {what}: unknown. Allowed: driver, attack, store.")
-    print(json.dumps(asdict(found)) if as_json else text)
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def test_bench_attack_prints_what_scripts_rely_on(lethe: Lethe) -> None:
 def test_an_unknown_benchmark_is_one_line(lethe: Lethe) -> None:
     done = lethe("bench", "atack")
     assert done.returncode == 2 and done.stderr.splitlines() == [
-        "bench atack: unknown. Allowed: driver, attack, store."
+        "bench atack: unknown. Allowed: driver, plan, train, attack, store."
     ]
 
 
