@@ -162,7 +162,8 @@ def fit(
     epoch is given, times `schedule(step, epochs * steps)`, the step counted from the first epoch on. The host
     waits for the device once per epoch, to raise Diverged when some loss was not finite. pure: the loss reads
     tensors that stay where they are (weights, the batch) and nothing else that changes between steps: no
-    counter, no random numbers of `data.rng`, no tensor made anew. Such steps can be recorded (ENGINE).
+    counter, no random numbers of `data.rng`, no tensor made anew; and hooks of the optimizer do no more than
+    operators on such tensors. Such steps can be recorded (ENGINE).
     """
     initial = [group["lr"] for group in optimizer.param_groups]
 

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import ENGINE, Batch, Diverged, adam, fit, plugin, sgd
+from methods.base import ENGINE, Batch, Diverged, Method, adam, fit, plugin, sgd
 from methods.schedules import cosine, one_cycle
 from orchestrator.catalogue import plugins
+from tests.contract import golden
 from tests.contract.golden import fingerprint
+from tests.contract.toy import Toy
 from workers import engine
 from workers.architectures import architecture
 from workers.data import DeviceDataset, View
@@ -364,3 +366,24 @@ def test_channels_last_changes_no_file_and_results_by_rounding_only() -> None:
     for a, b in zip(plain.state_dict().values(), last.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     assert len(pack_base(Base(last, *facts))) == len(packed)
+
+
+DRAW_IN_PLACE = {"masked_small_gradients", "prune_reinitialise_match_quantise"}  # in the order of the memory
+
+
+@pytest.mark.parametrize("name", plugins("methods"))
+def test_methods_take_bases_with_their_channels_last(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are those of contiguous bases within rounding, but where fresh weights are drawn in place: they
+    come from the same distribution in another order.
+    """
+    cls, tiny = plugin("methods", name), golden.tiny
+
+    def last(cls: type[Method]) -> Toy:
+        toy = tiny(cls)
+        channels_last(toy.base)
+        assert any(not p.is_contiguous() for p in toy.base.parameters())
+        return toy
+
+    monkeypatch.setattr(golden, "tiny", last)
+    told = golden.verdict(cls, fingerprint(cls), golden.load())
+    assert bool(told) == (name in DRAW_IN_PLACE)

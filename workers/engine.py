@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +25,12 @@ from torch import nn
 from methods.base import ENGINE, Batch, Step
 
 WARM_UP = 3  # real steps before a recording: libraries set up and optimizers make their state in them
+
+
+@cache
+def side_stream(device: torch.device) -> Any:
+    """The stream of a device on which steps are recorded: one, since libraries keep a workspace for each."""
+    return torch.cuda.Stream(device)
 
 
 class Stepper:
@@ -37,7 +44,7 @@ class Stepper:
         self.optimizer, self.step = optimizer, step
         self.device = optimizer.param_groups[0]["params"][0].device
         self.on_gpu = self.device.type == "cuda"
-        self.stream: Any = torch.cuda.Stream(self.device) if self.on_gpu else None
+        self.stream = side_stream(self.device) if self.on_gpu else None
         self.buffers: Batch = ()
         self.taken = 0
         self.replay: Callable[[], None] | None = None
