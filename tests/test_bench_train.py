@@ -283,7 +283,7 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         cli_bench.bench("train", device="gpu")
     assert error.value.problems == ["bench --device gpu: unknown. Allowed: auto, cpu, cuda."]
     assert bench_train.main(["--parts", "train,x"]) == 2
-    allowed = "train, digits, cifar, reference"
+    allowed = "train, digits, cifar, places, reference"
     assert capsys.readouterr().err == f"bench --parts x: unknown. Allowed: {allowed}.\n"
     assert bench_train.main(["--parts", "reference"]) == 2
     assert "needs digits or cifar too" in capsys.readouterr().err
