@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import catalogue, parquet, schema
+from orchestrator import catalogue, schema
 from orchestrator.errors import UserError, nearest
 from orchestrator.store import Store
 
@@ -42,7 +42,8 @@ def of_plan(plan: Plan, store: Store | None, measured: Measurement | None = None
     on_gpu = [row for row in timed if not str(row["device"]).startswith("cpu")]
     works = Works(plan.grid)
     to_do = added(loads(left, works).values())
-    by_gpu, by_any = (timed_paces(rows, works).estimate(to_do) for rows in (on_gpu, timed))
+    paces = [timed_paces(rows if to_do else [], works) for rows in (on_gpu, timed)]  # unread if all is done
+    by_gpu, by_any = (pace.estimate(to_do) for pace in paces)
     return plan.counts() | {
         "done": len(done),
         **plan_cost.hours("gpu_", by_gpu),
@@ -65,7 +66,7 @@ def ledger(plan: Plan, store: Store) -> list[dict[str, Any]]:
     """
     from orchestrator.cost import TIMED
 
-    rows = parquet.rows(store.runs(["task_id", "status", "device", *TIMED]))
+    rows = store.runs(["task_id", "status", "device", *TIMED]).to_pylist()
     others = any(row["task_id"] not in plan.by_id for row in rows)
     table = store.runs(["task_id", "spec"]) if others else None
     specs = dict(zip(*(column.to_pylist() for column in table.columns[:2]), strict=True)) if table else {}

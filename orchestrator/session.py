@@ -87,7 +87,7 @@ class Session:
     ) -> None:
         self.plan, self.store, self.lock, self.display = plan, store, lock, display
         self.keep_models, self.flush_s = keep_models, plan.grid.run.flush_s
-        ledger = parquet.rows(store.runs(LEDGER))
+        ledger = store.runs(LEDGER).to_pylist()
         self._designs = set(store.read_table("designs", ["design"])["design"].to_pylist())
         statuses = self._usable(ledger)
         aside = store.set_aside()

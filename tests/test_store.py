@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from orchestrator import parquet, remote, schema
+from orchestrator import remote, schema
 from orchestrator.errors import UserError
 from orchestrator.store import MARKER, Store, new_part, score_folder, score_rows
 
@@ -305,20 +305,6 @@ def test_parts_of_scores_with_a_sound_end_are_readable(any_store: Store, footer:
         any_store.write(f"scores/folder/{part}.parquet", data)
     assert any_store.readable_scores() == {("folder", "whole")}
     assert sorted(any_store.damaged) == sorted(f"scores/folder/{part}.parquet" for part in damage)
-
-
-def test_rows_are_what_pylist_gives() -> None:
-    table = pa.table(
-        {
-            "text": pa.chunked_array([["a", None], ["ö"]]),
-            "whole": [1, 2, 3],
-            "holes": [1, None, 3],
-            "numbers": [0.5, None, float("inf")],
-            "lists": [["a"], [], None],
-        }
-    )
-    assert parquet.rows(table) == table.to_pylist()
-    assert parquet.rows(table.slice(0, 0)) == []
 
 
 def test_a_folder_that_is_not_ours_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
