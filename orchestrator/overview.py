@@ -66,7 +66,7 @@ def ledger(plan: Plan, store: Store) -> list[dict[str, Any]]:
     """
     from orchestrator.cost import TIMED
 
-    rows = store.runs(["task_id", "status", "device", *TIMED]).to_pylist()
+    rows: list[dict[str, Any]] = store.runs(["task_id", "status", "device", *TIMED]).to_pylist()
     others = any(row["task_id"] not in plan.by_id for row in rows)
     table = store.runs(["task_id", "spec"]) if others else None
     specs = dict(zip(*(column.to_pylist() for column in table.columns[:2]), strict=True)) if table else {}
