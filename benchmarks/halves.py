@@ -42,7 +42,7 @@ def compare(grid: Grid, results: str) -> dict[str, Any]:
             "seconds": None if found.missing else found.seconds,
             "low": found.low,
             "high": found.high,
-            "measured_s": sum(row["wall_s"] + row["evaluate_s"] for row in others),
+            "measured_s": sum((row["wall_s"] or 0) + (row["evaluate_s"] or 0) for row in others),
             "borrowed": len(found.borrowed),
         }
 

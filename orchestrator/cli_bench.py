@@ -30,8 +30,8 @@ def bench(
         typer.Option(help="attack: numpy, or torch on the cpu or on cuda; train: auto, cpu or cuda"),
     ] = None,
     parts: Annotated[
-        str, typer.Option(help="train: some of these, with commas; on a GPU each takes minutes")
-    ] = "train,digits,cifar,reference",
+        str | None, typer.Option(help="train: some of train, digits, cifar, places, reference, with commas")
+    ] = None,
     engine: Annotated[str, typer.Option(help="train: how steps are taken, eager or graphs")] = "eager",
     quick: Annotated[
         bool, typer.Option("--quick", help="train: does it run? The figures mean nothing")
@@ -57,7 +57,7 @@ def bench(
 
 
 def _train(
-    device: str, quick: bool, parts: str, samples: int | None, engine: str
+    device: str, quick: bool, parts: str | None, samples: int | None, engine: str
 ) -> tuple[dict[str, Any], str]:
     from workers import bench_train
 
@@ -65,6 +65,7 @@ def _train(
         print(line, file=sys.stderr, flush=True)
 
     try:
+        parts = parts or ",".join(bench_train.PARTS)
         found = bench_train.run(device, quick, parts, samples, engine, tell)
     except bench_train.CannotMeasure as error:
         raise UserError(str(error)) from None

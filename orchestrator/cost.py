@@ -111,7 +111,7 @@ def alone(plan: Plan) -> Counter[str]:
                 times[task] += 1
                 times[retrain[key[0]]] += 1
                 times[known.bases[key]] += plan.starts_from_base(plan.by_id[task])
-    return times
+    return times or Counter(task.id for task in plan.tasks)  # a grid without methods
 
 
 def training_images(plan: Plan, count: Images | None = None) -> dict[str, float]:

@@ -22,9 +22,7 @@ from orchestrator.plan import Task
 from orchestrator.session import Session
 
 WORKER = "workers.worker:Worker"
-LOST_RETRIES = 3
-OOM_RETRIES = 2
-START_RETRIES = 3
+LOST_RETRIES, OOM_RETRIES, START_RETRIES = 3, 2, 3
 POLL_S = 0.2
 FEW = 64  # of so many busy actors one is waited for
 LOOK_S = 0.5  # how often the first of each queue is looked for, whatever else ends; far below a time limit
@@ -53,13 +51,12 @@ class _Driver:
         self.packs = resources.actors_per_gpu == "auto"  # whether memory shall tell how many share a GPU
         self.share = cluster.share(resources.device, 1 if self.packs else int(resources.actors_per_gpu))
         self.runners: list[Runner] = []
-        self.fewer, self.hungry_at = (
-            0,
-            0.0,
-        )  # actors less than there is room for, some having run out of memory
+        self.fewer = (
+            0  # actors less than there is room for, since some ran out of memory, last at `hungry_at`
+        )
         self.unstarted = 0  # times in a row, the last at `failed_to_start`, that actors could not start
         self.scaled = time.monotonic()
-        self.looked, self.failed_to_start = self.scaled, 0.0
+        self.looked, self.failed_to_start, self.hungry_at = self.scaled, 0.0, 0.0
         self.waiting_since: float | None = self.scaled  # None: a worker has started, or the user was told
         self.hint = 0  # actors that the autoscaler was asked for
         self.device_mib = self.peak_mib = 0.0  # memory of a GPU, and the largest peak of a task on one
@@ -219,9 +216,8 @@ class _Driver:
     # ---- taking -------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        """Take the outcomes that are there and the actors that have started; wait a moment for the first.
-
-        A pass takes time for each actor, so of many a few are waited for, and of a deep queue the middle.
+        """Take the outcomes that are there and the actors that have started; wait a moment for the first. A
+        pass takes time for each actor, so of many a few are waited for, and of a deep queue the middle.
         """
         awaited = {
             runner.middle(): runner for runner in self.runners if runner.queue or runner.starting is not None
@@ -259,14 +255,21 @@ class _Driver:
             found = [None]
         now = time.monotonic()
         runner.task_s = window.paced(runner.task_s, now - runner.since, len(flights))
+        hungry = []  # dealt with last: the actor goes, and what waits in its queue runs again
         for flight, there in zip(flights, found, strict=True):
             if (outcome := self._outcome(runner, flight, there)) is None:
-                return
+                break
             runner.queue.popleft()
             runner.since = now
-            if outcome.status == "oom" and self._retry_oom(runner, flight.task):
-                return  # those behind it are to run again
-            self._finish(runner, flight, outcome)
+            if outcome.status == "oom":
+                hungry.append((flight, outcome))
+            else:
+                self._finish(runner, flight, outcome)
+        for flight, outcome in hungry:
+            if runner not in self.runners:  # it went for another task of the same call
+                self._again(flight.task, "oom")
+            elif not self._retry_oom(runner, flight.task):
+                self._finish(runner, flight, outcome)
 
     def _outcome(self, runner: Runner, flight: InFlight, outcome: Any) -> Any:
         """The outcome of an actor's first task with the weights it left; None if there is none, which is then
@@ -333,9 +336,7 @@ class _Driver:
         self._again(task, kind)
 
     def _lost_together(self, runner: Runner, kind: str, reason: str) -> bool:
-        """Whether an actor was lost with several tasks that travelled together: nobody knows which it was, so
-        they run again, each alone, on a new actor, and it counts no retry.
-        """
+        """Whether an actor was lost with several tasks: each runs alone then, and none counts a retry."""
         first = runner.queue[0]
         if first.company == 1:
             return False
@@ -344,7 +345,7 @@ class _Driver:
                 self.alone.add(flight.task.id)
                 self.weights.pop(flight.task.base or "", None)
                 self.session.events.trouble("lost", flight.task, kind, reason)
-        self._replace(runner)
+        self._replace(runner, fewer=kind == "oom")
         return True
 
     def _retry_oom(self, runner: Runner, task: Task) -> bool:

@@ -1,6 +1,6 @@
 """Timings of one device that `python -m benchmarks.record train-NAME …` keeps: files train-NAME.json.
 
-{"command": …, "date": …, "commit": …, "versions": {…}, "found": {"device": "NVIDIA H200", "versions": {…},
+{"command": …, "date": …, "commit": …, "versions": {…}, "found": {"device": "Made-up GPU", "versions": {…},
  "tasks": [{"kind": "base", "method": "", "dataset": "cifar10", "architecture": "resnet18", "track": "main",
    "image": [3, 32], "training_images": 85000, "wall_s": 2.5, "evaluate_s": 0.2, "evaluated_images": 120000},
    …]}}
@@ -29,7 +29,7 @@ FOLDER = ROOT / "benchmarks" / "results"  # of the repository; an installed pack
 PREFIX = "train-"
 MEASURE = (
     "In a copy of the repository, on that device, `python -m benchmarks.record train-NAME"
-    " python -m workers.bench_train --device cuda --json` measures and keeps it."
+    " python -m workers.bench_train --json` measures and keeps it."
 )
 
 

@@ -23,10 +23,10 @@ planned runs that lean on it, and B the planned seconds that borrow from one mea
     var(T) = Σ s² · (h·G² + N)  over timed works  +  Σ τ² · B² · (1 + 1/m)  over what is borrowed.
 
 τ² is the variance of the logarithms of what was timed about such means: of paces between datasets and tracks,
-and of ratios between architectures, over all methods; with `base` the mean square of all log ratios to bases,
-and 1/m is 0. Where nothing tells τ² it is 0, and the estimate says so. What borrows from one mean errs
-together, which is the wider of the two assumptions. The interval is T · exp(± q · √var(T) / T), q being
-Student's quantile at the degrees of freedom of var(T) (Satterthwaite, Biometrics Bulletin 2, 1946).
+and of ratios between architectures, over all methods; with `base` the mean square of the log ratios to bases
+of all of its kind, and 1/m is 0. Where nothing tells τ² it is 0, and the estimate says so. What borrows from
+one mean errs together, which is the wider of the two assumptions. The interval is T · exp(± q · √var(T) / T),
+q being Student's quantile at the degrees of freedom of var(T) (Satterthwaite, Biometrics Bulletin 2, 1946).
 """
 
 from __future__ import annotations

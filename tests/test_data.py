@@ -153,6 +153,7 @@ def test_gathering_the_augmented_equals_gathering_cropping_mirroring_and_normali
     found, labels = data.gather_augmented(ids, fused, flip)
     pixels, own = data.gather(ids)
     assert torch.equal(pixels, torch.from_numpy(images)[ids])
+    assert data.bordered.numel() <= 2 * data.images.numel(), "a border that takes more is not kept"
     expected = data.normalised(data.augmented(pixels, stepwise, flip))
     assert torch.equal(found, expected) and torch.equal(labels, own)
     assert found.dtype == torch.float32 and found.is_contiguous()

@@ -198,6 +198,22 @@ def test_an_actor_that_went_for_want_of_memory_comes_back_after_a_while(
         assert len(driver.runners) == count, later
 
 
+def test_what_ended_behind_a_task_without_memory_in_one_call_is_kept(ray: Ray) -> None:
+    """Two of four tasks of a call run out of memory: the others are done, these run again elsewhere."""
+    driver = driver_of(20)
+    runner, _, _ = driver.started(), driver.started(), driver.started()
+    driver.give(runner, 5)
+    for place, flight in enumerate(list(runner.queue)[:4]):
+        flight.outcome, flight.place, flight.company = "call", place, 4
+    statuses = ("done", "oom", "done", "oom")
+    ray.ready["call"] = pickle.dumps([Outcome(f"t{i}", status) for i, status in enumerate(statuses)])
+    driver._collect()
+    assert driver.session.ended == {"t0": "done", "t2": "done"}
+    assert len(driver.runners) == 2 and runner not in driver.runners and driver.oom == {"t1": 1}
+    again = {driver.schedule.take("any").id for _ in range(3)}  # type: ignore[union-attr]
+    assert again == {"t1", "t3", "t4"}
+
+
 class Called:
     """An actor that notes the calls it gets; the reference of a call is its number."""
 

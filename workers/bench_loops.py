@@ -57,7 +57,7 @@ class Loops:
                 f"{prefix}peak_memory_mib": median(peaks) if peaks else None,
             }
         if self.device.type == "cuda" and found["reference_peak_memory_mib"]:
-            held = self.dataset.images.nbytes / 2**20  # which the reference's loop does not need there
+            held = self.dataset.bordered.nbytes / 2**20  # which the reference's loop does not need there
             found["reference_peak_memory_mib"] -= held
         return found
 

@@ -19,6 +19,8 @@ from torch import Tensor
 from workers.designs import whole_classes
 
 Batch = tuple[Tensor, ...]
+MOST_BORDERED = 2.0  # times the memory of the images that they may take with a border
+FILLED = 4096  # images that go to the device at once
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,28 @@ class DeviceDataset:
         self.sha256 = hashlib.sha256(b"".join(self.sample_sha256)).hexdigest()
         self.pad: int = plugin.augment_pad
         self.flip: bool = plugin.augment_flip
-        # Each part goes straight to its place: a joined copy would double the memory of large images. The
-        # border that crops need is there from the start; `images` is what lies within it.
+        # The border that crops need is there from the start, unless it would more than double the memory;
+        # `images` is what lies within it.
         count, channels, height, width = len(labels), *arrays.pool_images.shape[1:]
-        size = (count, channels, height + 2 * self.pad, width + 2 * self.pad)
+        room = (height + 2 * self.pad) * (width + 2 * self.pad)
+        self.border = self.pad if room <= MOST_BORDERED * height * width else 0
+        size = (count, channels, height + 2 * self.border, width + 2 * self.border)
         self.bordered = torch.zeros(size, dtype=torch.uint8, device=device)
-        inside = slice(self.pad, self.pad + height), slice(self.pad, self.pad + width)
+        inside = slice(self.border, self.border + height), slice(self.border, self.border + width)
         self.images = self.bordered[:, :, inside[0], inside[1]]
-        self.images[: self.n_pool] = torch.from_numpy(np.ascontiguousarray(arrays.pool_images))
-        self.images[self.n_pool :] = torch.from_numpy(np.ascontiguousarray(arrays.test_images))
+        self._fill(0, arrays.pool_images)
+        self._fill(self.n_pool, arrays.test_images)
         self.labels = torch.from_numpy(labels).to(device)
         shape = (1, -1, 1, 1)
         mean, std = torch.tensor(plugin.mean).view(shape), torch.tensor(plugin.std).view(shape)
         self.scale, self.shift = (1 / (255 * std)).to(device), (-mean / std).to(device)
         self.device = device
+
+    def _fill(self, start: int, images: np.ndarray) -> None:
+        """Put images in their place, some at a time: a copy of all of them would double the memory."""
+        for first in range(0, len(images), FILLED):
+            part = torch.from_numpy(np.ascontiguousarray(images[first : first + FILLED]))
+            self.images[start + first : start + first + len(part)] = part
 
     def __len__(self) -> int:
         return len(self.host_labels)
@@ -87,10 +97,7 @@ class DeviceDataset:
         """
         if self.pad:
             images = random_crop(images, self.pad, rng)
-        if self.flip if flip is None else flip:
-            mirror = torch.rand(len(images), 1, 1, 1, generator=rng, device=images.device) < 0.5
-            images = torch.where(mirror, images.flip(-1), images)
-        return images
+        return self._mirrored(images, rng, flip)
 
     def gather_augmented(
         self, ids: Tensor, rng: torch.Generator, flip: bool | None = None
@@ -98,6 +105,9 @@ class DeviceDataset:
         """What `gather`, `augmented` and `normalised` give one after the other, bit for bit and with the same
         draws, in fewer passes: each image is read where its crop lies, out of all windows of all images.
         """
+        if self.border < self.pad:
+            images, labels = self.gather(ids)
+            return self.normalised(self.augmented(images, rng, flip)), labels
         if self.pad:
             offsets = torch.randint(0, 2 * self.pad + 1, (2, len(ids)), generator=rng, device=self.device)
             height, width = self.images.shape[2:]
