@@ -7,8 +7,9 @@ pass over the actors `pass_s` for each actor, and what it does not take at once 
 
 Tasks take what runs of the same kind and method took in --results (at random, with replacement, scaled so
 that all take --task-s in the mean); without it each takes --task-s. The driver's time per task is one over
-the tasks per second in benchmarks/results/driver.json, where the actors ran on the same cores: it is rather
-less on a node of its own. The last line printed is JSON:
+--driver-tasks-per-s, by default what `lethe bench driver` found while each task was a call of its own, as
+those of seconds are, and the actors ran on the same cores: it is rather less on a node of its own. The last
+line printed is JSON:
 
     nodes, gpus, tasks, task_s, seconds (simulated), tasks_per_s
     busy_min, busy_mean     of the GPUs, from the start to the last end
@@ -25,7 +26,6 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from orchestrator import window
@@ -36,7 +36,7 @@ from orchestrator.plan import Task, make_plan
 from orchestrator.schedule import Schedule
 from orchestrator.store import Store
 
-DRIVER = Path(__file__).parent / "results" / "driver.json"
+DRIVER_TASKS_PER_S = 926.0
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,11 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=100_000)
     parser.add_argument("--task-s", type=float, default=5.0)
     parser.add_argument("--results", help="a results folder to draw durations from")
-    parser.add_argument("--driver-tasks-per-s", type=float, help="instead of those in driver.json")
+    parser.add_argument("--driver-tasks-per-s", type=float, default=DRIVER_TASKS_PER_S)
     parser.add_argument("--pass-us", type=float, default=3.0, help="µs of a pass for each actor")
     parser.add_argument("--latency-s", type=float, default=0.005)
     given = parser.parse_args()
-    rate = given.driver_tasks_per_s or json.loads(DRIVER.read_text(encoding="utf-8"))["found"]["tasks_per_s"]
+    rate = given.driver_tasks_per_s
     costs = Costs(0.5 / rate, 0.5 / rate, given.pass_us * 1e-6, given.latency_s)
     duration = measured(given.results, given.task_s) if given.results else lambda _: given.task_s
     plan = make_plan(Grid.model_validate(grid_of(given.tasks)))
