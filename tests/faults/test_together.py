@@ -62,7 +62,7 @@ def test_what_kills_and_what_blocks_among_short_tasks_is_found(
     with Lock(store) as lock:
         plans.remember(store, plan)
         with Session(plan, store, lock, lambda _: None) as session:
-            driver.run(session, "", Resources(time_limit_s=2.0), f"{__name__}:Worker")
+            driver.run(session, "", Resources(time_limit_s=5.0), f"{__name__}:Worker")
     rows = store.runs(["task_id", "status", "method", "seed", "retries", "attempt"]).to_pylist()
     failed = {
         (row["method"], row["seed"]): (row["status"], row["retries"])
