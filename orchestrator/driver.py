@@ -110,8 +110,7 @@ class _Driver:
         self._tell_of_waiting()
 
     def _superfluous(self, runner: Runner) -> bool:
-        idle = not runner.queue and time.monotonic() - runner.since > IDLE_S
-        return runner.starting is not None or idle
+        return runner.starting is not None or (not runner.queue and time.monotonic() - runner.since > IDLE_S)
 
     def _tell_of_waiting(self) -> None:
         if self.waiting_since is None or any(runner.starting is None for runner in self.runners):

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from orchestrator import actor as actors
 from orchestrator import driver as drivers
@@ -212,6 +212,18 @@ def test_what_ended_behind_a_task_without_memory_in_one_call_is_kept(ray: Ray) -
     assert len(driver.runners) == 2 and runner not in driver.runners and driver.oom == {"t1": 1}
     again = {driver.schedule.take("any").id for _ in range(3)}  # type: ignore[union-attr]
     assert again == {"t1", "t3", "t4"}
+
+
+def test_a_call_of_several_lost_for_want_of_memory_costs_an_actor_and_no_retry(ray: Ray) -> None:
+    driver = driver_of(20)
+    runner, _ = driver.started(), driver.started()
+    driver.give(runner, 4)
+    for place, flight in enumerate(runner.queue):
+        flight.outcome, flight.place, flight.company = "call", place, 4
+    ray.ready["call"] = OutOfMemoryError("made up")
+    driver._collect()
+    assert driver.alone == {"t0", "t1", "t2", "t3"} and not driver.oom and not driver.session.ended
+    assert driver.fewer == 1 and len(driver.runners) == 1 and runner not in driver.runners
 
 
 class Called:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -74,17 +75,15 @@ class Loops:
         ]
 
     def reference_train(self, samples: int) -> tuple[int, Region]:
-        model = self.model().to(self.device)
-        batches = self._loader(samples, train=True)
-        with Region(self.device) as region:
-            seen = reference.train_epoch(model, batches, self.device)
-        return seen, region
+        return self._reference(samples, reference.train_epoch, train=True)
 
     def reference_evaluate(self, samples: int) -> tuple[int, Region]:
-        model = self.model().to(self.device)
-        batches = self._loader(samples, train=False)
+        return self._reference(samples, reference.evaluate_epoch, train=False)
+
+    def _reference(self, samples: int, epoch: Callable[..., int], train: bool) -> tuple[int, Region]:
+        model, batches = self.model().to(self.device), self._loader(samples, train)
         with Region(self.device) as region:
-            seen = reference.evaluate_epoch(model, batches, self.device)
+            seen = epoch(model, batches, self.device)
         return seen, region
 
     def _loader(self, samples: int, train: bool) -> Any:
