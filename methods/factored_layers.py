@@ -121,7 +121,7 @@ def read(model: nn.Module, weights: dict[str, Tensor], image: Tensor) -> tuple[l
 
     keep = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), keep, Cut(own) as cut:
-        logits = functional_call(model, own, (image.detach().requires_grad_(),))
+        logits = functional_call(model, own, (image.detach().requires_grad_().clone(),))
         ways = torch.autograd.grad(logits.sum(), list(own.values()), allow_unused=True)
     calls = Counter(name for layer in cut.layers for name in layer.names)
     elsewhere = {name for name, number in calls.items() if number > 1}

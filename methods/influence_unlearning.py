@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +58,8 @@ class InfluenceUnlearning(Method):
         images, labels = next(iter(data.retain(self.samples)))
         rows = SampleGradients(model)
         square, along = rows.gram(images, labels, named(model, vector))
-
-        def combine(weights: Tensor) -> Tensor:
-            return flat(rows.combine(images, labels, weights).values())
-
-        step = solve(square, along, combine, vector, self.damping)
+        combine = partial(rows.combine, images, labels)
+        step = solve(square, along, lambda w: flat(combine(w).values()), vector, self.damping)
         require_finite([step], "the step")
         with torch.no_grad():
             for parameter, part in zip(model.parameters(), named(model, step).values(), strict=True):
