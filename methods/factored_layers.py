@@ -121,11 +121,13 @@ def read(model: nn.Module, weights: dict[str, Tensor], image: Tensor) -> tuple[l
 
     keep = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), keep, Cut(own) as cut:
-        logits = functional_call(model, own, (image.detach().requires_grad_().clone(),))
-        ways = torch.autograd.grad(logits.sum(), list(own.values()), allow_unused=True)
+        start = image.detach().requires_grad_()
+        logits = functional_call(model, own, (start.clone(),))
+        # Of the image too: asked for its weights alone, a GroupNorm in channels_last crashes torch 2.11.
+        ways = torch.autograd.grad(logits.sum(), [*own.values(), start], allow_unused=True)
     calls = Counter(name for layer in cut.layers for name in layer.names)
     elsewhere = {name for name, number in calls.items() if number > 1}
-    elsewhere |= {name for name, way in zip(own, ways, strict=True) if way is not None}
+    elsewhere |= {name for name, way in zip(own, ways, strict=False) if way is not None}
     layers = [layer for layer in cut.layers if elsewhere.isdisjoint(layer.names)]
     covered = {name for layer in layers for name in layer.names}
     others = [name for name in weights if name not in covered and (name in elsewhere or name in calls)]

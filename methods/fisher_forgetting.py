@@ -57,8 +57,7 @@ def fisher_diagonal(model: nn.Module, data: Data) -> dict[str, Tensor]:
     gradients, count = SampleGradients(model), 0
     for images, labels in data.retain(BATCH):
         count += len(labels)
-        for name, found in gradients.squares(images, labels, weighted, data.num_classes).items():
-            fisher[name] += found
+        gradients.add_squares(fisher, images, labels, weighted, data.num_classes)
     return {name: total / count for name, total in fisher.items()}
 
 

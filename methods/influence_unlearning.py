@@ -44,7 +44,7 @@ class InfluenceUnlearning(Method):
     paper = "arXiv:2304.04934"
     version = 1
     needs = ("retain", "forget")
-    cost = {"retain": "1 + min(1, samples / retain_size)", "forget": "1", "copies": "3"}
+    cost = {"retain": "1 + min(1, samples / retain_size)", "forget": "1", "copies": "2"}
 
     alpha: float = hp(0.2, 1e-2, 1e1, log=True)
     damping: float = hp(0.01, 1e-4, 1.0, log=True)
@@ -52,8 +52,7 @@ class InfluenceUnlearning(Method):
 
     def unlearn(self, model: nn.Module, data: Data) -> nn.Module:
         steady(model)
-        (kept, n_kept), (gone, n_gone) = total(model, data.retain(BATCH)), total(model, data.forget(BATCH))
-        vector = n_gone / (n_gone + n_kept) * (gone / n_gone - kept / n_kept)
+        vector = direction(model, data)
         require_finite([vector], "the gradient")
         images, labels = next(iter(data.retain(self.samples)))
         rows = SampleGradients(model)
@@ -65,6 +64,12 @@ class InfluenceUnlearning(Method):
             for parameter, part in zip(model.parameters(), named(model, step).values(), strict=True):
                 parameter.add_(self.alpha * part)
         return model.train()
+
+
+def direction(model: nn.Module, data: Data) -> Tensor:
+    """v."""
+    (kept, n_kept), (gone, n_gone) = total(model, data.retain(BATCH)), total(model, data.forget(BATCH))
+    return n_gone / (n_gone + n_kept) * (gone / n_gone - kept / n_kept)
 
 
 def total(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, int]:

@@ -9,7 +9,7 @@ One vectorised pass over samples finds the inputs and δ of such layers, and the
 parameters as they are: these count as layers of one position with u = 1. What methods need follows from these
 factors, either of outer products never made or of g made explicitly, whichever is cheaper:
 
-    Σ_n g_n²      = Σ_n Σ_{l,m} (δ_l δ_m)(u_l u_m)ᵀ,  products by element       (`squares`)
+    Σ_n g_n²      = Σ_n Σ_{l,m} (δ_l δ_m)(u_l u_m)ᵀ,  products by element       (`sum_squares`)
     ⟨g_n, g_n'⟩   = Σ_{l,m} ⟨u_l, u'_m⟩ ⟨δ_l, δ'_m⟩                             (`add_products`)
 
 Goodfellow 2015, arXiv 1510.01799; Rochette, Manoel, Tramel 2019, arXiv 1912.06015. Always in float32: a
@@ -52,18 +52,18 @@ class SampleGradients:
         self.saved = self.largest = 0  # entries kept of a sample for its backward pass, and of one tensor
 
     @torch.no_grad()
-    def squares(self, images: Tensor, labels: Tensor, outputs: Outputs, c: int) -> dict[str, Tensor]:
-        """For each parameter the sum of g² over samples and over the c `outputs` (c,) of each."""
+    def add_squares(
+        self, total: dict[str, Tensor], images: Tensor, labels: Tensor, outputs: Outputs, c: int
+    ) -> None:
+        """Add to each parameter's `total` the sum of g² over samples and the c `outputs` (c,) of each."""
         self._read(images)
-        total = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         some = max(1, min(c, PASS // self._entries(self.layers, 1)))
         for part in cuts(len(images), PASS // self._entries(self.layers, some)):
             for chosen in cuts(c, some):
                 chosen_outputs = partial(_some, outputs, chosen)
                 for factors in self.factors(self.layers, images[part], labels[part], chosen_outputs):
-                    for name, found in factors.layer.split(squares(factors)).items():
+                    for name, found in factors.layer.split(sum_squares(factors)).items():
                         total[name] += found
-        return total
 
     @torch.no_grad()
     def gram(self, images: Tensor, labels: Tensor, vector: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -238,7 +238,7 @@ def rows(u: Tensor, delta: Tensor) -> Tensor:
     return (delta.flatten(2, 3) @ u.mT).unflatten(2, delta.shape[2:4])
 
 
-def squares(factors: Factors) -> Tensor:
+def sum_squares(factors: Factors) -> Tensor:
     """Σ g² over samples and outputs: a matrix (groups, o, d)."""
     u, delta = factors.both(slice(0, 1))
     (groups, d, positions), (c, o) = u.shape[1:], delta.shape[2:4]

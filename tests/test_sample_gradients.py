@@ -154,7 +154,8 @@ def check(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of slow operators
         net = SampleGradients(model)
-        sums = net.squares(images, labels, weighted, CLASSES)
+        sums = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+        net.add_squares(sums, images, labels, weighted, CLASSES)
         vector = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
         weights = torch.randn(len(images))
         square, along = net.gram(images, labels, vector)
@@ -236,7 +237,7 @@ def test_squares_of_products_and_of_rows_agree(which: int) -> None:
     expected = torch.einsum("bgcol,bgdl->bgcod", delta.double(), u.double()).square().sum((0, 2))
     for way in (sample_gradients._squares_by_pairs, sample_gradients._squares_by_rows):
         torch.testing.assert_close(way(u, delta), expected.float())
-    torch.testing.assert_close(sample_gradients.squares(found), expected.float())
+    torch.testing.assert_close(sample_gradients.sum_squares(found), expected.float())
 
 
 @pytest.mark.parametrize("which", [0, 1])
