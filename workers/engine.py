@@ -143,10 +143,7 @@ class Recording:
     def __init__(self, key: Hashable, loss: Loss, optimizer: torch.optim.Optimizer) -> None:
         self.key = key
         self.loss, self.optimizer = private(loss, optimizer)
-        found, self.tensors = key_of(self.loss, self.optimizer)
-        theirs = {id(tensor) for tensor in key_of(loss, optimizer)[1]}
-        if found != key or any(id(tensor) in theirs for tensor in self.tensors):
-            raise CannotTell("a loss that does not come apart from its tensors")
+        self.tensors = key_of(self.loss, self.optimizer)[1]
         self.optimizer.__dict__["all_finite"] = torch.ones(
             (), dtype=torch.bool, device=self.tensors[0].device
         )
@@ -244,19 +241,21 @@ class Graphs:
 
     def _keep(self, count: int) -> None:
         """Drop all but so many recordings, the one returned longest ago first."""
-        dropped = self.free[: len(self.free) - count]
+        dropped = self.free[: max(0, len(self.free) - count)]
         if dropped and dropped[0].stepper.on_gpu:
             torch.cuda.synchronize(dropped[0].stepper.device)  # a replay may be under way
         del self.free[: len(dropped)]
 
     def give_up(self) -> bool:
-        """Drop all recordings and keep none from now on: memory is short. Whether there was one."""
-        had, self.held = bool(self.free), 0
+        """Drop all recordings and keep none from now on, if there are any: whether that made room."""
+        if not self.free:
+            return False
+        self.held = 0
         self._keep(0)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return had
+        return True
 
 
 # ---- by name ---------------------------------------------------------------------------------------------

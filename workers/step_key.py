@@ -186,14 +186,20 @@ def settings() -> Hashable:
 
 
 def private(loss: Loss, optimizer: Optimizer) -> tuple[Loss, Optimizer]:
-    """Copies of a loss and of a fresh optimizer of its kind that share no tensor with them."""
+    """Copies of a loss and of a fresh optimizer of its kind that share no tensor with them; CannotTell if
+    they do.
+    """
     memo: dict[int, Any] = {}
     own = _copied(loss, memo)
     groups = [
-        group | {"params": [memo[id(parameter)] for parameter in group["params"]]}
+        group | {"params": [memo.get(id(parameter), parameter) for parameter in group["params"]]}
         for group in optimizer.param_groups
     ]
-    return own, type(optimizer)(groups, **optimizer.defaults)
+    copied = own, type(optimizer)(groups, **optimizer.defaults)
+    (key, tensors), (own_key, own_tensors) = key_of(loss, optimizer), key_of(*copied)
+    if key != own_key or {id(tensor) for tensor in tensors} & {id(tensor) for tensor in own_tensors}:
+        raise CannotTell("a loss that does not come apart from its tensors")
+    return copied
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
@@ -201,7 +207,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, memo)
     if id(value) not in memo:
         cells = tuple(CellType(_copied(cell.cell_contents, memo)) for cell in value.__closure__ or ())
-        code, name = value.__code__, value.__name__
-        memo[id(value)] = FunctionType(code, value.__globals__, name, value.__defaults__, cells)
-        memo[id(value)].__kwdefaults__ = value.__kwdefaults__
+        defaults, named = copy.deepcopy((value.__defaults__, value.__kwdefaults__), memo)
+        own = FunctionType(value.__code__, value.__globals__, value.__name__, defaults, cells)
+        own.__kwdefaults__, memo[id(value)] = named, own
     return memo[id(value)]

@@ -1,0 +1,404 @@
+"""Steps that compute something else have another key, one test for each part of it; what cannot be compared
+is not guessed.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
+
+from methods.base import PRECISION, fit, sgd
+from methods.finetune import Finetune
+from workers.engine import Graphs, Stepper, chosen
+from workers.step_key import CannotTell, Loss, key_of, private
+
+FACTOR = 2.0
+
+
+class Net(nn.Module):
+    """An attribute, a buffer that is not saved, and a constant of this file decide what it computes."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__()
+        self.flatten, self.first, self.norm = nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4)
+        self.last = nn.Linear(4, changes.pop("classes", 3), bias=changes.pop("bias", True))
+        self.drop, self.scale, self.activation = nn.Dropout(0.1), 1.0, torch.relu
+        self.register_buffer("shift", torch.zeros(4), persistent=False)
+        for name, value in changes.items():
+            setattr(self, name, value)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.drop(self.norm(self.first(self.flatten(images)))) + self.shift
+        return self.last(self.activation(hidden * self.scale)) * FACTOR
+
+
+class Same(Net):
+    """A class of its own that computes the same."""
+
+
+def classify(model: nn.Module, **held: Any) -> Loss:
+    sign, method, teacher, weights, nested, name = (
+        held.get(name) for name in ("sign", "method", "teacher", "weights", "nested", "name")
+    )
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        value = cross_entropy(model(images), labels, weights, reduction=name or "mean")
+        if teacher is not None:
+            value = value + (teacher(images) - model(images)).square().mean()
+        value = value if nested is None else nested(value)
+        return value * (sign or 1) * (method.weight_decay if method is not None else 1)
+
+    return loss
+
+
+def negated(model: nn.Module) -> Loss:
+    return lambda images, labels: -cross_entropy(model(images), labels)
+
+
+def affirmed(model: nn.Module) -> Loss:
+    return lambda images, labels: +cross_entropy(model(images), labels)
+
+
+def with_default(model: nn.Module, factor: float = 1.0) -> Loss:
+    def loss(images: Tensor, labels: Tensor, factor: float = factor, *, power: float = factor) -> Tensor:
+        return factor * cross_entropy(model(images), labels) ** power
+
+    return loss
+
+
+def times(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda value: value * factor
+
+
+def changed(model: nn.Module, change: Callable[[Any], Any]) -> nn.Module:
+    """The model after a change."""
+    change(model)
+    return model
+
+
+def tied(model: Any) -> None:
+    model.second = model.first
+
+
+def frozen(model: Any) -> None:
+    model.first.bias.requires_grad_(False)
+
+
+def grouped(model: nn.Module, *decays: float) -> torch.optim.Optimizer:
+    parameters = list(model.parameters())
+    groups = [parameters[i :: len(decays)] for i in range(len(decays))]
+    return torch.optim.SGD(
+        [{"params": group, "weight_decay": decay} for group, decay in zip(groups, decays, strict=True)],
+        lr=0.1,
+    )
+
+
+Made = tuple[Loss, torch.optim.Optimizer]
+
+
+def plain(model: nn.Module | None = None, optimizer: Any = None, **held: Any) -> Made:
+    model = model or Net()
+    return classify(model, **held), (optimizer or (lambda m: sgd(m, 0.1, 0.9)))(model)
+
+
+def of(loss: Callable[..., Loss], **held: Any) -> Made:
+    model = Net()
+    return loss(model, **held), sgd(model, 0.1, 0.9)
+
+
+def with_options(kind: type[torch.optim.Optimizer], **options: Any) -> Made:
+    return plain(optimizer=lambda model: kind(model.parameters(), lr=0.1, **options))
+
+
+SGD, Adam = torch.optim.SGD, torch.optim.Adam
+# Two steps that compute different things, or might.
+DIFFERENT: dict[str, tuple[Callable[[], Made], Callable[[], Made]]] = {
+    "code": (lambda: of(negated), lambda: of(affirmed)),
+    "captured number": (lambda: plain(sign=1.0), lambda: plain(sign=-1.0)),
+    "type of a number": (lambda: plain(sign=1), lambda: plain(sign=1.0)),
+    "sign of zero": (lambda: plain(sign=0.0), lambda: plain(sign=-0.0)),
+    "captured word": (lambda: plain(name="mean"), lambda: plain(name="sum")),
+    "hyper-parameter": (
+        lambda: plain(method=Finetune()),
+        lambda: plain(method=Finetune(weight_decay=0.1)),
+    ),
+    "captured function": (lambda: plain(nested=times(1.0)), lambda: plain(nested=times(2.0))),
+    "other function": (lambda: plain(nested=torch.relu), lambda: plain(nested=torch.tanh)),
+    "default": (lambda: of(with_default), lambda: of(with_default, factor=2.0)),
+    "teacher": (lambda: plain(), lambda: plain(teacher=Net().requires_grad_(False))),
+    "teacher's mode": (
+        lambda: plain(teacher=Net().requires_grad_(False)),
+        lambda: plain(teacher=Net().requires_grad_(False).eval()),
+    ),
+    "which tensor": (
+        lambda: (lambda m: (classify(m, teacher=m), sgd(m, 0.1)))(Net()),
+        lambda: (lambda m: (classify(m, teacher=Net()), sgd(m, 0.1)))(Net()),
+    ),
+    "class": (lambda: plain(), lambda: plain(Same())),
+    "attribute": (lambda: plain(), lambda: plain(Net(scale=2.0))),
+    "attribute of a layer": (lambda: plain(), lambda: plain(Net(drop=nn.Dropout(0.2)))),
+    "function as attribute": (lambda: plain(), lambda: plain(Net(activation=torch.tanh))),
+    "partial": (
+        lambda: plain(Net(activation=functools.partial(torch.clamp, min=0))),
+        lambda: plain(Net(activation=functools.partial(torch.clamp, min=1))),
+    ),
+    "mode": (lambda: plain(), lambda: plain(Net().eval())),
+    "mode of a layer": (lambda: plain(), lambda: plain(changed(Net(), lambda m: m.norm.eval()))),
+    "shape": (lambda: plain(), lambda: plain(Net(classes=4))),
+    "without bias": (lambda: plain(), lambda: plain(Net(bias=False))),
+    "type": (lambda: plain(), lambda: plain(Net().double())),
+    "device": (lambda: plain(), lambda: plain(Net().to("meta"))),
+    "strides": (
+        lambda: plain(nn.Sequential(nn.Conv2d(3, 4, 2))),
+        lambda: plain(nn.Sequential(nn.Conv2d(3, 4, 2)).to(memory_format=torch.channels_last)),
+    ),
+    "what is trained": (
+        lambda: plain(optimizer=lambda m: SGD([m.last.weight], lr=0.1)),
+        lambda: plain(changed(Net(), frozen), lambda m: SGD([m.last.weight], lr=0.1)),
+    ),
+    "tied layers": (
+        lambda: plain(changed(Net(), lambda m: setattr(m, "second", nn.Linear(12, 4)))),
+        lambda: plain(changed(Net(), tied)),
+    ),
+    "kind of optimizer": (lambda: with_options(SGD), lambda: with_options(Adam)),
+    "momentum": (lambda: with_options(SGD, momentum=0.9), lambda: with_options(SGD, momentum=0.8)),
+    "nesterov": (
+        lambda: with_options(SGD, momentum=0.9),
+        lambda: with_options(SGD, momentum=0.9, nesterov=True),
+    ),
+    "weight decay": (lambda: with_options(SGD), lambda: with_options(SGD, weight_decay=0.1)),
+    "betas": (lambda: with_options(Adam), lambda: with_options(Adam, betas=(0.8, 0.999))),
+    "eps": (lambda: with_options(Adam), lambda: with_options(Adam, eps=1e-3)),
+    "fused": (lambda: with_options(SGD, fused=False), lambda: with_options(SGD, fused=True)),
+    "groups": (
+        lambda: plain(optimizer=lambda m: grouped(m, 0.1, 0.2)),
+        lambda: plain(optimizer=lambda m: grouped(m, 0.2, 0.1)),
+    ),
+    "what is in a group": (
+        lambda: plain(optimizer=lambda m: SGD([m.first.weight], lr=0.1)),
+        lambda: plain(optimizer=lambda m: SGD([m.last.weight], lr=0.1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_each_part_of_a_step_is_in_its_key(name: str) -> None:
+    one, other = DIFFERENT[name]
+    keys = [key_of(*make())[0] for make in (one, one, other, other)]
+    assert keys[0] == keys[1] and keys[2] == keys[3], "of what is made twice the key is the same"
+    assert keys[0] != keys[2]
+    assert hash(keys[0]) == hash(keys[1])
+
+
+def test_the_learning_rate_and_the_values_of_tensors_are_not() -> None:
+    keys = [key_of(*plain(optimizer=lambda m, rate=rate: sgd(m, rate)))[0] for rate in (0.1, 0.2)]
+    assert keys[0] == keys[1]
+    weights = [key_of(*plain(weights=torch.full((3,), value)))[0] for value in (1.0, 2.0)]
+    assert weights[0] == weights[1] != key_of(*plain(weights=torch.ones(3, 1)))[0]
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    token = PRECISION.set(name)
+    yield
+    PRECISION.reset(token)
+
+
+@contextmanager
+def setting(get: Callable[[], Any], change: Callable[[Any], None], value: Any) -> Iterator[None]:
+    before = get()
+    assert before != value
+    change(value)
+    yield
+    change(before)
+
+
+@contextmanager
+def attribute(of: Any, name: str, value: Any) -> Iterator[None]:
+    with setting(lambda: getattr(of, name), lambda new: setattr(of, name, new), value):
+        yield
+
+
+cudnn, cuda = torch.backends.cudnn, torch.backends.cuda
+SETTINGS: dict[str, Callable[[], Any]] = {
+    "precision": lambda: precision("bfloat16"),
+    "default type": lambda: setting(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
+    "products": lambda: setting(
+        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "high"
+    ),
+    "determinism": lambda: setting(
+        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
+    ),
+    "autocast on a GPU": lambda: setting(
+        lambda: torch.is_autocast_enabled("cuda"), lambda new: torch.set_autocast_enabled("cuda", new), True
+    ),
+    "autocast on a CPU": lambda: setting(
+        lambda: torch.is_autocast_enabled("cpu"), lambda new: torch.set_autocast_enabled("cpu", new), True
+    ),
+    "cudnn": lambda: attribute(cudnn, "enabled", False),
+    "cudnn deterministic": lambda: attribute(cudnn, "deterministic", True),
+    "cudnn benchmark": lambda: attribute(cudnn, "benchmark", True),
+    "cudnn tf32": lambda: attribute(cudnn, "allow_tf32", False),
+    "flash attention": lambda: setting(cuda.flash_sdp_enabled, cuda.enable_flash_sdp, False),
+    "memory-efficient attention": lambda: setting(
+        cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp, False
+    ),
+    "plain attention": lambda: setting(cuda.math_sdp_enabled, cuda.enable_math_sdp, False),
+    "cudnn attention": lambda: setting(cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, False),
+    "a constant of the net's file": lambda: attribute(sys.modules[__name__], "FACTOR", 3.0),
+    "a function of the loss's file": lambda: attribute(sys.modules[__name__], "cross_entropy", torch.relu),
+    "the class's forward pass": lambda: attribute(Net, "forward", lambda self, x: self.last(x)),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_are_in_the_key(name: str) -> None:
+    made = plain()
+    before = key_of(*made)[0]
+    with SETTINGS[name]():
+        assert key_of(*made)[0] != before
+    assert key_of(*made)[0] == before
+
+
+# ---- what cannot be compared -----------------------------------------------------------------------------
+
+
+class Unknown:
+    pass
+
+
+def hooked(kind: str) -> nn.Module:
+    model = Net()
+    getattr(model.first, f"register_{kind}")(lambda *_: None)
+    return model
+
+
+def of_a_view() -> nn.Module:
+    return changed(Net(), lambda m: m.register_buffer("part", torch.zeros(4, 4)[1]))
+
+
+def overlapping() -> nn.Module:
+    whole = torch.zeros(8)
+    return changed(Net(), lambda m: (m.register_buffer("a", whole), m.register_buffer("b", whole.detach())))
+
+
+def watched_weight(kind: str) -> nn.Module:
+    return changed(Net(), lambda m: getattr(m.first.weight, kind)(lambda *_: None))
+
+
+def with_hook(kind: str) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        optimizer = sgd(model, 0.1)
+        getattr(optimizer, f"register_step_{kind}_hook")(lambda *_: None)
+        return optimizer
+
+    return make
+
+
+def scheduled(model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = sgd(model, 0.1)
+    LambdaLR(optimizer, lambda _: 1.0)
+    return optimizer
+
+
+def inferred() -> nn.Module:
+    with torch.inference_mode():
+        return changed(Net(), lambda m: m.register_buffer("shift", torch.zeros(4)))
+
+
+def unset() -> Made:
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(model(images), labels) + later
+
+    if not FACTOR:
+        later = 1.0
+    model = Net()
+    return loss, sgd(model, 0.1)
+
+
+REFUSED: dict[str, Callable[[], Made]] = {
+    "unknown object in the loss": lambda: plain(method=Unknown()),
+    "list in the loss": lambda: plain(weights=[1.0]),
+    "counter in the loss": lambda: plain(weights={"count": 1}),
+    "generator in the loss": lambda: plain(weights=torch.Generator()),
+    "bound method in the loss": lambda: plain(nested=Finetune().unlearn),
+    "loss that is no function": lambda: (functools.partial(cross_entropy), sgd(Net(), 0.1)),
+    "name without a value": unset,
+    "unknown object in the net": lambda: plain(Net(scale=Unknown())),
+    "forward hook": lambda: plain(hooked("forward_hook")),
+    "forward pre-hook": lambda: plain(hooked("forward_pre_hook")),
+    "backward hook": lambda: plain(hooked("full_backward_hook")),
+    "backward pre-hook": lambda: plain(hooked("full_backward_pre_hook")),
+    "hook of a gradient": lambda: plain(watched_weight("register_hook")),
+    "hook after a gradient": lambda: plain(watched_weight("register_post_accumulate_grad_hook")),
+    "hook before steps": lambda: plain(optimizer=with_hook("pre")),
+    "hook after steps": lambda: plain(optimizer=with_hook("post")),
+    "step that is replaced": lambda: plain(optimizer=scheduled),
+    "another optimizer": lambda: plain(optimizer=lambda m: torch.optim.RMSprop(m.parameters())),
+    "dampening": lambda: with_options(SGD, momentum=0.9, dampening=0.1),
+    "parameter the loss does not hold": lambda: plain(optimizer=lambda m: sgd(Net(), 0.1)),
+    "view": lambda: plain(of_a_view()),
+    "tensors in the same memory": lambda: plain(overlapping()),
+    "tensor of inference mode": lambda: plain(inferred()),
+    "result of an operator": lambda: plain(weights=torch.ones(3, requires_grad=True) * 2),
+    "sparse tensor": lambda: plain(weights=torch.ones(3).to_sparse()),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_of_what_is_not_known_nothing_is_guessed(name: str) -> None:
+    made = REFUSED[name]()
+    with pytest.raises(CannotTell):
+        key_of(*made)
+
+
+def test_hooks_of_all_modules_or_optimizers_are_seen() -> None:
+    made = plain()
+    for handle in (
+        nn.modules.module.register_module_forward_hook(lambda *_: None),
+        torch.optim.optimizer.register_optimizer_step_pre_hook(lambda *_: None),
+        torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: None),
+    ):
+        with pytest.raises(CannotTell):
+            key_of(*made)
+        handle.remove()
+    key_of(*made)
+
+
+def test_a_loss_whose_tensors_cannot_be_copied_apart_is_not_lent() -> None:
+    """A function among the attributes of a net that refers to the net itself."""
+    model = Net()
+    model.activation = lambda x: x * model.scale
+    made = plain(model)
+    key_of(*made)
+    with pytest.raises(CannotTell, match="come apart"):
+        private(*made)
+
+
+@pytest.mark.parametrize(
+    "name", ["list in the loss", "forward hook", "hook before steps", "dampening", "view"]
+)
+def test_what_cannot_be_compared_is_recorded_for_one_fit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, record = [], Stepper._recorded
+    monkeypatch.setattr(Stepper, "_recorded", lambda self, b: (sizes.append(len(b[0])), record(self, b))[1])
+    graphs, given = Graphs(), [(torch.randn(5, 12), torch.tensor([0, 1, 2, 0, 1]))] * 5
+    with chosen(graphs):
+        for _ in range(2):
+            loss, optimizer = REFUSED[name]()
+            held = dict(zip(loss.__code__.co_freevars, loss.__closure__, strict=True))
+            if name == "list in the loss":
+                held["weights"].cell_contents = None
+                held["name"].cell_contents = None
+                held["sign"].cell_contents = None
+                continue
+            fit(optimizer, lambda: given, loss, epochs=1, pure=True)
+    assert not graphs.free and (sizes == [5, 5] or name == "list in the loss")
