@@ -231,9 +231,14 @@ def test_recording_follows_the_notes_of_pytorch(monkeypatch: pytest.MonkeyPatch)
         def replay(self) -> None:
             told.append("replay")
 
+        def pool(self) -> str:
+            return "pool"
+
     @contextmanager
-    def recording(graph: Graph, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
-        told.append(f"record on {stream.name}, {capture_error_mode}")
+    def recording(
+        graph: Graph, pool: str | None, stream: FakeStream, capture_error_mode: str
+    ) -> Iterator[None]:
+        told.append(f"record on {stream.name}, {capture_error_mode}, {pool}")
         yield
 
     for name, fake in {"current_stream": lambda _: current, "stream": on, "graph": recording}.items():
@@ -248,14 +253,15 @@ def test_recording_follows_the_notes_of_pytorch(monkeypatch: pytest.MonkeyPatch)
 
     stepper = Stepper(optimizer, step)
     stepper.on_gpu, stepper.stream, stepper.rates = True, side, [torch.zeros((), dtype=torch.float32)]
-    for size in (4, 4, 4, 4, 3, 4):
+    for size in (4, 4, 4, 4, 3, 4, 3, 3, 3):
         stepper((torch.ones(size),))
     plain = ("step", 4, 0.5, False)
     warm = ["side waits for current", "on side", plain, "current waits for side"]
-    recorded = ("step", 4, stepper.rates[0], True)
-    ragged = ("step", 3, 0.5, False)
-    aside = [*warm[:2], ragged, warm[3]]
-    assert told == [*warm * 3, "record on side, thread_local", recorded, "replay", *aside, "replay"]
+    aside = [*warm[:2], ("step", 3, 0.5, False), warm[3]]
+    recorded, ragged = (("step", size, stepper.rates[0], True) for size in (4, 3))
+    first, second = (f"record on side, thread_local, {pool}" for pool in (None, "pool"))
+    full = [*warm * 3, first, recorded, "replay", *aside, "replay"]
+    assert told == [*full, *aside * 2, second, ragged, "replay"], "all graphs of a step share their memory"
     assert stepper.rates[0].item() == 0.5
 
 

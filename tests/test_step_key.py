@@ -277,10 +277,6 @@ def test_settings_are_in_the_key(name: str) -> None:
 # ---- what cannot be compared -----------------------------------------------------------------------------
 
 
-class Unknown:
-    pass
-
-
 def hooked(kind: str) -> nn.Module:
     model = Net()
     getattr(model.first, f"register_{kind}")(lambda *_: None)
@@ -331,14 +327,14 @@ def unset() -> Made:
 
 
 REFUSED: dict[str, Callable[[], Made]] = {
-    "unknown object in the loss": lambda: plain(method=Unknown()),
+    "unknown object in the loss": lambda: plain(method=object()),
     "list in the loss": lambda: plain(weights=[1.0]),
     "counter in the loss": lambda: plain(weights={"count": 1}),
     "generator in the loss": lambda: plain(weights=torch.Generator()),
     "bound method in the loss": lambda: plain(nested=Finetune().unlearn),
     "loss that is no function": lambda: (functools.partial(cross_entropy), sgd(Net(), 0.1)),
     "name without a value": unset,
-    "unknown object in the net": lambda: plain(Net(scale=Unknown())),
+    "unknown object in the net": lambda: plain(Net(scale=object())),
     "forward hook": lambda: plain(hooked("forward_hook")),
     "forward pre-hook": lambda: plain(hooked("forward_pre_hook")),
     "backward hook": lambda: plain(hooked("full_backward_hook")),

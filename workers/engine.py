@@ -63,6 +63,7 @@ class Stepper:
         self.stream = side_stream(self.device) if self.on_gpu else None
         self.taken: Counter[Hashable] = Counter()
         self.recorded: dict[Hashable, tuple[Batch, Callable[[], None]]] = {}  # buffers, and what replays
+        self.pool: Any = None  # of memory for all graphs: nothing in it outlives a replay
         # Fused optimizers read a rate of float32; a CPU's take its number out, which float64 keeps exact.
         kind = torch.float32 if self.on_gpu else torch.float64
         self.rates = [torch.zeros((), dtype=kind, device=self.device) for _ in optimizer.param_groups]
@@ -102,8 +103,9 @@ class Stepper:
             return lambda: self._step_on(buffers)
         graph = torch.cuda.CUDAGraph()
         # Other threads of a worker may use the device meanwhile, hence the mode.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
             self._step_on(buffers)
+        self.pool = graph.pool()
         return graph.replay
 
     def _step_on(self, buffers: Batch) -> None:

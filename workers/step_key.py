@@ -41,6 +41,8 @@ Torch = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 PLAIN = (type(None), bool, int, float, complex, str, bytes, enum.Enum, *Torch)
 NAMED = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodDescriptorType)  # there is one of each
 
+HOOKS = {name for name in vars(nn.Module()) if "hook" in name}
+
 
 class CannotTell(Exception):
     """Something takes part in a step of which it is not known how to compare it."""
@@ -92,10 +94,10 @@ class Parts:
         return type(tensor), tuple(tensor.shape), tensor.stride(), kind
 
     def _module(self, module: nn.Module) -> Hashable:
-        hooks = [value for name, value in vars(module).items() if "hook" in name and "state_dict" not in name]
-        if any(hooks):
+        attributes = vars(module)
+        if any(attributes.get(name) for name in HOOKS if "state_dict" not in name):
             raise CannotTell(f"a {type(module).__qualname__} with hooks")
-        attributes = tuple(item for item in vars(module).items() if "hook" not in item[0])
+        attributes = {name: value for name, value in attributes.items() if name not in HOOKS}
         return type(module), self._forward(type(module)), self.key(attributes)
 
     def _forward(self, kind: type[nn.Module]) -> Hashable:

@@ -146,7 +146,8 @@ class Worker:
             return
         self._warm.add(key)
         dataset = self.dataset(key[0])
-        with seeded(0, self.device):
+        unheld = None if self._engine is None else engines.Graphs(held=0)
+        with seeded(0, self.device), engines.chosen(unheld):
             model = engines.placed(build(spec, dataset), self.device)
             some = np.arange(min(WARM_UP_SAMPLES, dataset.n_pool))
             view = View(dataset, some, generator(0, self.device), augment=True)
