@@ -332,6 +332,7 @@ def test_a_net_that_counts_ends_in_an_error_and_not_in_a_wrong_result(graphs: Gr
     given = [(torch.ones(4, 3), torch.zeros(4, dtype=torch.long))] * 5
     with pytest.raises(RuntimeError, match=r"an attribute of the net .* Use the engine eager"):
         train(model, sgd(model, 0.1), lambda: given)
+    assert not graphs.free
     model = net(0)
     with pytest.raises(RuntimeError, match="Use the engine eager"):
         train(model, sgd(model, 0.1), lambda: (model.eval(), batches(0))[1])

@@ -93,6 +93,7 @@ REFUSED: dict[str, Callable[[], Made]] = {
     "tensors in the same memory": lambda: plain(overlapping()),
     "tensor of inference mode": lambda: plain(inferred()),
     "result of an operator": lambda: plain(weights=torch.ones(3, requires_grad=True) * 2),
+    "tensor of another device": lambda: plain(weights=torch.ones(3, device="meta")),
     "sparse tensor": lambda: plain(weights=torch.ones(3).to_sparse()),
 }
 

@@ -103,8 +103,13 @@ class Stepper:
             return lambda: self._step_on(buffers)
         graph = torch.cuda.CUDAGraph()
         # Other threads of a worker may use the device meanwhile, hence the mode.
-        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-            self._step_on(buffers)
+        try:
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                self._step_on(buffers)
+        except RuntimeError as error:  # that a recording failed hides why
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
+            raise
         self.pool = graph.pool()
         return graph.replay
 
@@ -146,9 +151,8 @@ class Recording:
         self.key = key
         self.loss, self.optimizer = private(loss, optimizer)
         self.tensors = key_of(self.loss, self.optimizer)[1]
-        self.optimizer.__dict__["all_finite"] = torch.ones(
-            (), dtype=torch.bool, device=self.tensors[0].device
-        )
+        flag = torch.ones((), dtype=torch.bool, device=self.tensors[0].device)
+        self.optimizer.__dict__["all_finite"] = flag
         self.stepper = Stepper(self.optimizer, plain_step(self.optimizer, self.loss))
 
     @contextmanager
@@ -161,6 +165,7 @@ class Recording:
             self._load(optimizer, tensors)
             yield lambda batch: self._step(optimizer, batch)
             if any(key_of(*step)[0] != self.key for step in ((self.loss, self.optimizer), (loss, optimizer))):
+                self.key = None  # of no use to others
                 raise RuntimeError(
                     "engine graphs: an attribute of the net or an option of the optimizer changed between the"
                     " steps of a fit, which a recorded step does not see. Use the engine eager"
@@ -231,7 +236,8 @@ class Graphs:
             with recording.lent(loss, optimizer, tensors) as step:
                 yield step
         finally:
-            self.free.append(recording)
+            if recording.key is not None:
+                self.free.append(recording)
             self._keep(self.held)
 
     def _taken(self, key: Hashable) -> Recording | None:

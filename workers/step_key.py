@@ -161,6 +161,8 @@ def key_of(loss: Loss, optimizer: Optimizer) -> tuple[Hashable, list[Tensor]]:
     ):
         raise CannotTell("hooks of all modules or optimizers")
     key = parts._function(loss), parts.optimizer(optimizer), settings()
+    if len({tensor.device for tensor in parts.tensors}) > 1:
+        raise CannotTell("tensors of several devices: of those on the host, values are recorded")
     places = [tensor.untyped_storage().data_ptr() for tensor in parts.tensors if tensor.numel()]
     if len(set(places)) < len(places):
         raise CannotTell("tensors that share their memory")
