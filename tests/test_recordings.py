@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from methods.base import AFTER_EPOCH, Batch, Diverged, adam, fit, sgd
 from methods.schedules import cosine, one_cycle
-from workers.engine import WARM_UP, Graphs, Stepper, chosen
+from workers.engine import WARM_UP, Graphs, Stepper, chosen, is_full
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -348,6 +348,21 @@ def test_the_recording_returned_longest_ago_is_dropped(recorded: list[int], held
             model = net(0)
             train(model, sgd(model, 0.1, momentum), lambda: batches(0, (16,) * 5))
     assert len(recorded) == expected, "where only two are kept, 0.2 is recorded twice"
+
+
+def test_fewer_are_kept_while_the_device_is_full(
+    recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest goes first, until there is room; without a GPU there always is."""
+    graphs, left = Graphs(), [100, 100, 20, 20, 30]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (left.pop(0), 100))
+    monkeypatch.setattr("workers.engine.is_full", lambda device: is_full(torch.device("cuda")))
+    with chosen(graphs):
+        for momentum in (0.1, 0.2, 0.3):
+            model = net(0)
+            train(model, sgd(model, 0.1, momentum), lambda: batches(0, (16,) * 5))
+    assert [r.optimizer.param_groups[0]["momentum"] for r in graphs.free] == [0.3] and not left
+    assert len(recorded) == 3 and not is_full(torch.device("cpu"))
 
 
 def test_a_device_short_of_memory_keeps_none(recorded: list[int]) -> None:

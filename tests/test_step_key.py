@@ -71,6 +71,40 @@ def affirmed(model: nn.Module) -> Loss:
     return lambda images, labels: +cross_entropy(model(images), labels)
 
 
+def elsewhere(network: nn.Module) -> Loss:
+    """`negated` under another name, in another place."""
+
+    def descended(images: Tensor, labels: Tensor) -> Tensor:
+        return -cross_entropy(model(images), labels)
+
+    model = network
+    return descended
+
+
+def doubled(model: nn.Module) -> Loss:
+    return lambda images, labels: 2 * cross_entropy(model(images), labels)
+
+
+def tripled(model: nn.Module) -> Loss:
+    return lambda images, labels: 3 * cross_entropy(model(images), labels)
+
+
+def summed(model: nn.Module) -> Loss:
+    return lambda images, labels: model(images).sum()
+
+
+def averaged(model: nn.Module) -> Loss:
+    return lambda images, labels: model(images).mean()
+
+
+def first_of_two(model: nn.Module) -> Loss:
+    return lambda images, labels: model(images).mean()
+
+
+def second_of_two(model: nn.Module) -> Loss:
+    return lambda labels, images: model(images).mean()
+
+
 def with_default(model: nn.Module, factor: float = 1.0) -> Loss:
     def loss(images: Tensor, labels: Tensor, factor: float = factor, *, power: float = factor) -> Tensor:
         return factor * cross_entropy(model(images), labels) ** power
@@ -130,6 +164,9 @@ SGD, Adam = torch.optim.SGD, torch.optim.Adam
 # Two steps that compute different things, or might.
 DIFFERENT: dict[str, tuple[Callable[[], Made], Callable[[], Made]]] = {
     "code": (lambda: of(negated), lambda: of(affirmed)),
+    "number in the code": (lambda: of(doubled), lambda: of(tripled)),
+    "name in the code": (lambda: of(summed), lambda: of(averaged)),
+    "order of arguments": (lambda: of(first_of_two), lambda: of(second_of_two)),
     "captured number": (lambda: plain(sign=1.0), lambda: plain(sign=-1.0)),
     "type of a number": (lambda: plain(sign=1), lambda: plain(sign=1.0)),
     "sign of zero": (lambda: plain(sign=0.0), lambda: plain(sign=-0.0)),
@@ -162,6 +199,7 @@ DIFFERENT: dict[str, tuple[Callable[[], Made], Callable[[], Made]]] = {
     ),
     "mode": (lambda: plain(), lambda: plain(Net().eval())),
     "mode of a layer": (lambda: plain(), lambda: plain(changed(Net(), lambda m: m.norm.eval()))),
+    "length": (lambda: plain(weights=torch.ones(3)), lambda: plain(weights=torch.ones(4))),
     "shape": (lambda: plain(), lambda: plain(Net(classes=4))),
     "without bias": (lambda: plain(), lambda: plain(Net(bias=False))),
     "type": (lambda: plain(), lambda: plain(Net().double())),
@@ -213,6 +251,11 @@ def test_the_learning_rate_and_the_values_of_tensors_are_not() -> None:
     assert keys[0] == keys[1]
     weights = [key_of(*plain(weights=torch.full((3,), value)))[0] for value in (1.0, 2.0)]
     assert weights[0] == weights[1] != key_of(*plain(weights=torch.ones(3, 1)))[0]
+
+
+def test_what_a_loss_is_called_and_where_it_stands_is_not() -> None:
+    """So methods that fine-tune by the same options share a recording."""
+    assert key_of(*of(negated))[0] == key_of(*of(elsewhere))[0]
 
 
 def test_the_device_of_a_tensor_is_in_its_key() -> None:

@@ -36,8 +36,9 @@ from methods.base import ENGINE, Batch, Engine, Loss, Step, plain_step
 from workers.step_key import FRESH, CannotTell, key_of, private
 
 WARM_UP = 3  # real steps before a recording: libraries set up and optimizers make their state in them
-SHAPES = 4  # of batches for which a step is recorded: full ones, ragged ones, those of two phases
-HELD = 4  # recordings that wait for further models; each has the memory of a model and of its steps
+SHAPES = 8  # of batches for which a step is recorded: full ones, ragged ones, those of several methods
+HELD = 24  # recordings that wait for further models: a base and all methods, which follow each other in turn
+ROOM = 0.25  # of the memory of the device, whoever uses it: while less is free, fewer recordings wait
 
 
 @cache
@@ -248,22 +249,31 @@ class Graphs:
         return found
 
     def _keep(self, count: int) -> None:
-        """Drop all but so many recordings, the one returned longest ago first."""
-        dropped = self.free[: max(0, len(self.free) - count)]
-        if dropped and dropped[0].stepper.on_gpu:
-            torch.cuda.synchronize(dropped[0].stepper.device)  # a replay may be under way
-        del self.free[: len(dropped)]
+        """Drop all but so many recordings, the one returned longest ago first, and more for want of room."""
+        while len(self.free) > count or (self.free and is_full(self.free[0].stepper.device)):
+            dropped = self.free.pop(0).stepper
+            if dropped.on_gpu:
+                torch.cuda.synchronize(dropped.device)  # a replay may be under way
+            dropped.recorded.clear()
+            if dropped.on_gpu:
+                torch.cuda.empty_cache()
 
     def give_up(self) -> bool:
         """Drop all recordings and keep none from now on, if there are any: whether that made room."""
         if not self.free:
             return False
         self.held = 0
-        self._keep(0)
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._keep(0)
         return True
+
+
+def is_full(device: torch.device) -> bool:
+    """Whether little of a GPU's memory is free. What this process keeps for itself counts as used."""
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    return free < ROOM * total
 
 
 # ---- by name ---------------------------------------------------------------------------------------------

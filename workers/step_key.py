@@ -19,7 +19,7 @@ import enum
 import functools
 import inspect
 from collections.abc import Callable, Hashable
-from types import BuiltinFunctionType, CellType, FunctionType, MethodDescriptorType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodDescriptorType, ModuleType
 from typing import Any
 
 import torch
@@ -37,8 +37,8 @@ Optimizer = torch.optim.Optimizer
 # to it: 0.0 would make 0.0 of a gradient of -0.0.
 FRESH: dict[type[Optimizer], float] = {torch.optim.SGD: -0.0, torch.optim.Adam: 0.0}
 
-Torch = (torch.dtype, torch.device, torch.layout, torch.memory_format)
-PLAIN = (type(None), bool, int, float, complex, str, bytes, enum.Enum, *Torch)
+TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+PLAIN = (type(None), type(...), bool, int, float, complex, str, bytes, enum.Enum, *TORCH)
 NAMED = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodDescriptorType)  # there is one of each
 
 HOOKS = {name for name in vars(nn.Module()) if "hook" in name}
@@ -122,7 +122,15 @@ class Parts:
         if any(isinstance(value, list | dict | set) for value in names.nonlocals.values()):
             raise CannotTell(f"{function.__qualname__} holds what it could change")
         held = function.__defaults__, function.__kwdefaults__, names.nonlocals, constants
-        return function.__code__, known, self.key(held)
+        return self._code(function.__code__), known, self.key(held)
+
+    def _code(self, code: CodeType) -> Hashable:
+        """What of a function's code runs, wherever it was written and whatever it is called."""
+        if any(isinstance(constant, CodeType) for constant in code.co_consts):
+            return code
+        names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+        counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+        return code.co_code, code.co_exceptiontable, self.key(code.co_consts), names, counts
 
     def optimizer(self, optimizer: Optimizer) -> Hashable:
         """The key of an optimizer whose parameters are all met already."""
