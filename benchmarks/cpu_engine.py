@@ -5,11 +5,13 @@
     formats      training steps with contiguous and with channels_last memory
     compile      training steps eager and compiled, the seconds a first compiled step takes, and after how
                  many models of 20 epochs of 1,200 images these are earned, if every model could use it
-    evaluation   images scored per second by size of batch, in inference mode and without
+    evaluation   images scored per second by size of batch, in inference mode and without, and with contiguous
+                 memory
     step         seconds of a whole training step (batch made, forward, backward, update) and the share of
                  each part
 
-Seconds are CPU seconds, which a busy machine changes least. The last line printed is JSON, a list of rows.
+But where both are compared, nets have the memory format that workers give them. Seconds are CPU seconds,
+which a busy machine changes least. The last line printed is JSON, a list of rows.
 `--only NAME` restricts to an architecture.
 """
 
@@ -20,6 +22,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -32,6 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from methods.base import descend, sgd
 from workers.architectures import architecture
 from workers.data import Arrays, DeviceDataset, View
+from workers.engine import placed
 from workers.run_task import generator
 
 CPU = torch.device("cpu")
@@ -110,15 +114,20 @@ def gather(_: str) -> Iterator[Row]:
         yield facts | {"stepwise_operators": counts[0], "at_once_operators": counts[1]}
 
 
-def trainer(name: str, shape: str, size: int, last: bool, compiled: bool = False) -> Callable[[], None]:
-    """A training step of an architecture on a fixed batch; last: channels_last memory."""
+def trainer(
+    name: str, shape: str, size: int, last: bool | None, compiled: bool = False
+) -> Callable[[], None]:
+    """A training step of an architecture on a fixed batch; last: channels_last memory, None: as workers have
+    it.
+    """
     channels, pixels, *_ = SHAPES[shape]
     torch.manual_seed(0)
     model = architecture(name).build(10, channels, pixels).train()
     images, labels = torch.randn(size, channels, pixels, pixels), torch.randint(10, (size,))
-    if last:
-        model = model.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
+    if last is None:
+        model = placed(model, CPU)
+    elif last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = sgd(model, 0.01, 0.9, 5e-4)
     run: Any = torch.compile(model) if compiled else model
     return lambda: descend(optimizer, cross_entropy(run(images), labels))
@@ -143,12 +152,12 @@ def compile(only: str) -> Iterator[Row]:
         if only not in ("", name):
             continue
         torch.compiler.reset()
-        step = trainer(name, shape, size, False, compiled=True)
+        step = trainer(name, shape, size, None, compiled=True)
         before = os.times()
         step()
         after = os.times()
         first = sum(after[:4]) - sum(before[:4])  # of this process and of compilers it waited for
-        eager, fast = race([trainer(name, shape, size, False), step])
+        eager, fast = race([trainer(name, shape, size, None), step])
         saved = (eager - fast) * DEMO_IMAGES / size
         yield {
             "architecture": name,
@@ -168,7 +177,8 @@ def evaluation(only: str) -> Iterator[Row]:
         if only not in ("", name):
             continue
         channels, pixels, *_ = SHAPES[shape]
-        model, data = architecture(name).build(10, channels, pixels).eval(), dataset(shape)
+        plain, data = architecture(name).build(10, channels, pixels).eval(), dataset(shape)
+        model = placed(deepcopy(plain), CPU)
         images = data.normalised(data.images[:2048])
 
         def scored(size: int, mode: Any, model: Any = model, images: Tensor = images) -> Tensor:
@@ -177,13 +187,16 @@ def evaluation(only: str) -> Iterator[Row]:
 
         sizes = (2048, 1024, 512, 256, 128, 64, 32)
         ways = [partial(scored, size, torch.inference_mode) for size in sizes]
-        seconds = race([*ways, partial(scored, 256, torch.no_grad)], 6.0, 1)
+        others = {"256, no_grad": partial(scored, 256, torch.no_grad)}
+        others |= {
+            f"{size}, contiguous": partial(scored, size, torch.inference_mode, plain) for size in (256, 2048)
+        }
+        seconds = race([*ways, *others.values()], 8.0, 1)
         whole = ways[0]()
         row: Row = {"architecture": name, "shape": shape}
-        for size, time_, way in zip(sizes, seconds, ways, strict=False):
-            row[f"{size}"] = round(len(images) / time_)
+        for size, way in zip(sizes, ways, strict=True):
             row[f"{size} differs by"] = float((way() - whole).abs().max())
-        yield row | {"256, no_grad": round(len(images) / seconds[-1])}
+        yield row | {str(k): round(len(images) / s) for k, s in zip((*sizes, *others), seconds, strict=True)}
 
 
 def step(only: str) -> Iterator[Row]:
@@ -191,7 +204,8 @@ def step(only: str) -> Iterator[Row]:
         if only not in ("", name):
             continue
         channels, pixels, *_ = SHAPES[shape]
-        data, model = dataset(shape), architecture(name).build(10, channels, pixels).train()
+        data = dataset(shape)
+        model = placed(architecture(name).build(10, channels, pixels).train(), CPU)
         view = View(data, np.arange(size * 8), generator(0, CPU), augment=True)
         optimizer, batches = sgd(model, 0.01, 0.9, 5e-4), iter(())
         spent = dict.fromkeys(("gather", "forward", "backward and update"), 0.0)

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import audit, inline, plans, tuned_plan
+from orchestrator import inline, plans, tuned_plan
 from orchestrator.config import Grid
 from orchestrator.errors import UserError
 from orchestrator.lock import Lock
@@ -60,6 +60,10 @@ def run_grid(grid: Grid, options: Options) -> Ended:
             if fresh:
                 store.discard()  # a dataset or the cluster is not there: leave no trace
             raise
+        from orchestrator import (
+            audit,
+        )  # scipy.stats and scikit-learn: a mistake is told without these seconds
+
         audit.write(store, plans.recall(store))
         session.note(store.set_aside())
         display(session.progress)

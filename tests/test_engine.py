@@ -278,9 +278,17 @@ def test_convolutional_nets_get_their_channels_last(name: str, convolutional: bo
     assert all(p.is_contiguous(memory_format=torch.channels_last) == convolutional for p in wide)
 
 
-def test_on_a_cpu_no_format_changes() -> None:
-    with chosen("graphs"):
-        assert all(p.is_contiguous() for p in placed(net(), CPU).parameters())
+@pytest.mark.parametrize(
+    ("device", "how", "last"),
+    [("cpu", "eager", True), ("cpu", "graphs", True), ("meta", "eager", False), ("meta", "graphs", True)],
+)
+def test_a_cpu_always_has_channels_last_and_other_devices_with_graphs(
+    device: str, how: str, last: bool
+) -> None:
+    with chosen(how):
+        model = placed(net(channels=3), torch.device(device))
+    assert model[0].weight.device.type == device
+    assert model[0].weight.is_contiguous() != last
 
 
 def test_channels_last_changes_no_file_and_results_by_rounding_only() -> None:

@@ -77,7 +77,7 @@ def net() -> nn.Module:
 
 
 def test_evaluate_scores_every_sample_in_order_and_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", 7)
+    monkeypatch.setitem(module.BATCH, "cpu", 7)
     data, model = dataset(), net().train()
     scores = evaluate(model, data)
     assert not model.training and model[2].num_batches_tracked == 0

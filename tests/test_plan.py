@@ -130,12 +130,12 @@ def test_golden_ids() -> None:
     found = {task.kind: task.id for task in reversed(plan.tasks) if task.spec["members"]["track"] == "main"}
     found |= {f"audit {t.kind}": t.id for t in reversed(plan.tasks) if t.spec["members"]["track"] == "audit"}
     assert found == {
-        "audit base": "03832b9cba7426ec0e30",
-        "audit retrain": "9c75672866bcc42b2d7a",
-        "audit unlearn": "d35f1cb703fea6de515e",
-        "base": "ff0b4f6948de0fa8bd73",
-        "retrain": "24bb2904f4c8bc6b653a",
-        "unlearn": "668c372dbe1be47ca24d",
+        "audit base": "94e7af2954c68c7e44f1",
+        "audit retrain": "3d1d893352a71fe7fac6",
+        "audit unlearn": "f292b43d803f482bdd97",
+        "base": "92e5b7ffed48af7e42e8",
+        "retrain": "481de535db8517f69ca6",
+        "unlearn": "9acaef274beb1bf1a210",
     }
 
 

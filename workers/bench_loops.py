@@ -104,7 +104,8 @@ class Loops:
 
     def evaluate(self, samples: int) -> tuple[int, Region]:
         """All samples, however few are asked for: evaluation has no subsets."""
-        model = self.model().to(self.device)
+        with engines.chosen(self.engine):
+            model = engines.placed(self.model(), self.device)
         with Region(self.device) as region:
             evaluate(model, self.dataset)
         return len(self.dataset) * len(views_of(self.dataset.flip)), region

@@ -211,7 +211,7 @@ def _beside(bench: Bench, name: str, plugin: Any, batch_size: int) -> None:
         own = {"precision": precision_used, "flops_per_image": flops}
         row = bench.row(what, name, plugin.name, **common | own | found)
         if what == "evaluate":
-            row["batch_size"] = BATCH
+            row["batch_size"] = BATCH[bench.device.type]
         bench.rows.append(row)
         bench.tell(f"{what} {name} {row['images_per_s']:.0f} images/s, {row['ratio']:.2f} of the reference")
     bench.tasks += loops.tasks()

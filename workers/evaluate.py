@@ -15,7 +15,7 @@ from workers.designs import FORGET, RETAIN, VAL
 from workers.outcome import Scores
 from workers.views import View, views_of
 
-BATCH = 2048
+BATCH = {"cpu": 256, "cuda": 2048}  # a CPU's caches hold what a net makes of some hundred images
 
 
 def seen(images: Tensor, view: View) -> Tensor:
@@ -91,9 +91,8 @@ def evaluate(
     correct = []
     further: dict[str, list[Tensor]] = {name: [] for name in columns}
     with torch.inference_mode():
-        for start in range(0, len(dataset), BATCH):
-            images = dataset.images[start : start + BATCH]
-            labels = dataset.labels[start : start + BATCH]
+        size = BATCH[dataset.device.type]
+        for images, labels in zip(dataset.images.split(size), dataset.labels.split(size), strict=True):
             for view, phi in zip(views, found, strict=True):
                 logits = model(dataset.normalised(seen(images, view)))
                 phi.append(logit_margin(logits, labels))

@@ -15,7 +15,7 @@ from methods.base import PRECISION, adam, fit, sgd
 from methods.schedules import BY_STEP, SCHEDULES
 from workers.data import Batch
 
-version = 1  # part of the id of every trained model: raise it when training behaves differently
+version = 2  # part of the id of every trained model: raise it when training behaves differently
 
 
 @dataclass(frozen=True)
