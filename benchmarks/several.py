@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 
 from methods.base import descend, precision, sgd
 from workers.architectures import architecture
-from workers.engine import ENGINES
+from workers.engine import ENGINES, Stepper
 
 Step = Callable[[], None]
 SHAPES = {"mlp": (1, 8), "cnn_small": (1, 8), "resnet18": (3, 32)}  # channels and size of the images
@@ -59,14 +59,14 @@ def batch(name: str, seed: int, size: int, device: torch.device) -> tuple[Tensor
 def single(name: str, seed: int, size: int, device: torch.device, engine: str) -> Step:
     """A training step of one model."""
     model, given = build(name, seed, device), batch(name, seed, size, device)
-    optimizer, make = sgd(model, 0.01, 0.9, 5e-4), ENGINES[engine]
+    optimizer = sgd(model, 0.01, 0.9, 5e-4)
 
     def plain(given: tuple[Tensor, ...]) -> None:
         with precision(device):
             value = cross_entropy(model(given[0]), given[1])
         descend(optimizer, value)
 
-    take = plain if make is None else make(optimizer, plain)
+    take = Stepper(optimizer, plain) if engine == "graphs" else plain
     return lambda: take(given)
 
 

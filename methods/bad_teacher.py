@@ -53,5 +53,6 @@ class BadTeacher(Method):
             lambda: data.union(self.batch_size),
             loss,
             epochs=self.epochs,
+            pure=True,
         )
         return model

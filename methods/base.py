@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -138,18 +139,18 @@ def _on_gpu(model: nn.Module) -> bool:
 # What `fit` calls after each epoch: tuning watches a method there, and may end it by an exception.
 AFTER_EPOCH: ContextVar[Callable[[], None] | None] = ContextVar("after_epoch", default=None)
 
-
+Loss = Callable[..., Tensor]
 Step = Callable[[Batch], None]
+Engine = Callable[[torch.optim.Optimizer, Loss], AbstractContextManager[Step]]
 
-# Makes of an optimizer and the plain step on its loss another one that does the same, e.g. by replaying it
-# (workers/engine.py); None: steps are taken as they are. `fit` asks it where it was told that a loss is pure.
-ENGINE: ContextVar[Callable[[torch.optim.Optimizer, Step], Step] | None] = ContextVar("engine", default=None)
+# How steps of a pure loss are taken, e.g. by replaying a recorded one (workers/engine.py). None: as they are.
+ENGINE: ContextVar[Engine | None] = ContextVar("engine", default=None)
 
 
 def fit(
     optimizer: torch.optim.Optimizer,
     batches: Callable[[], Iterable[Batch]],
-    loss: Callable[..., Tensor],
+    loss: Loss,
     *,
     epochs: int,
     schedule: Schedule = constant,
@@ -160,10 +161,10 @@ def fit(
 
     The learning rate is its initial value times `schedule(epoch, epochs)`; where the number of `steps` of an
     epoch is given, times `schedule(step, epochs * steps)`, the step counted from the first epoch on. The host
-    waits for the device once per epoch, to raise Diverged when some loss was not finite. pure: the loss reads
-    tensors that stay where they are (weights, the batch) and nothing else that changes between steps: no
-    counter, no random numbers of `data.rng`, no tensor made anew; and hooks of the optimizer do no more than
-    operators on such tensors. Such steps can be recorded (ENGINE).
+    waits for the device once per epoch, to raise Diverged when some loss was not finite. pure: the loss is of
+    its batch and of tensors that it holds and that are changed in place only. Nothing else changes between
+    steps, no counter, mode of a module or option of the optimizer, nor does it draw from `data.rng`; hooks of
+    the optimizer are operators on such tensors. Such steps can be recorded (ENGINE) and leave no gradients.
     """
     initial = [group["lr"] for group in optimizer.param_groups]
 
@@ -171,24 +172,28 @@ def fit(
         for group, rate in zip(optimizer.param_groups, initial, strict=True):
             group["lr"] = rate * factor
 
-    def step_on(batch: Batch) -> None:
+    engine = ENGINE.get() if pure else None
+    how = nullcontext(plain_step(optimizer, loss)) if engine is None else engine(optimizer, loss)
+    with how as take:
+        for epoch in range(epochs):
+            if steps is None:
+                pace(schedule(epoch, epochs))
+            for step, batch in enumerate(batches()):
+                if steps is not None:
+                    pace(schedule(epoch * steps + step, epochs * steps))
+                take(batch)
+            check_finite(optimizer)
+            if (after := AFTER_EPOCH.get()) is not None:
+                after()
+
+
+def plain_step(optimizer: torch.optim.Optimizer, loss: Loss) -> Step:
+    def step(batch: Batch) -> None:
         with precision(batch[0].device):
             value = loss(*batch)
         descend(optimizer, value)
 
-    engine = ENGINE.get() if pure else None
-    take = step_on if engine is None else engine(optimizer, step_on)
-    for epoch in range(epochs):
-        if steps is None:
-            pace(schedule(epoch, epochs))
-        for step, batch in enumerate(batches()):
-            if steps is not None:
-                pace(schedule(epoch * steps + step, epochs * steps))
-            take(batch)
-        check_finite(optimizer)
-        after = AFTER_EPOCH.get()
-        if after is not None:
-            after()
+    return step
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

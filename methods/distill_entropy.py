@@ -67,7 +67,7 @@ class DistillEntropy(Method):
             return islice(data.retain(self.batch_size), 0, None, step)
 
         warm_up = sgd(model, self.warm_up_learning_rate, self.momentum, self.weight_decay)
-        fit(warm_up, lambda: retained(EVERY), distil, epochs=self.warm_up_epochs)
+        fit(warm_up, lambda: retained(EVERY), distil, epochs=self.warm_up_epochs, pure=True)
         optimizer = sgd(model, self.learning_rate, self.momentum, self.weight_decay)
-        fit(optimizer, lambda: retained(1), repair, epochs=self.epochs, schedule=cosine)
+        fit(optimizer, lambda: retained(1), repair, epochs=self.epochs, schedule=cosine, pure=True)
         return model

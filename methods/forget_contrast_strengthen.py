@@ -21,11 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
-from torch.optim.lr_scheduler import LambdaLR
 
 from methods.base import Batch, Data, Method, divergence, fit, hp, sgd
 from methods.schedules import cosine
@@ -75,16 +75,19 @@ class ForgetContrastStrengthen(Method):
 
         def pairs() -> Iterator[Batch]:
             both = zip(data.forget(self.batch_size), data.retain(self.batch_size), strict=False)
-            return (gone + kept for gone, kept in both)
+            for gone, kept in both:
+                contrast.param_groups[0]["lr"] = next(rates)
+                yield gone + kept
 
         def classify(images: Tensor, labels: Tensor) -> Tensor:
             return cross_entropy(model(images), labels)
 
-        fit(flatten, lambda: data.forget(self.batch_size), flatness, epochs=self.uniform_epochs)
-        anneal(contrast, self.epochs * sum(1 for _ in data.forget(self.batch_size)), self.floor)
+        fit(flatten, lambda: data.forget(self.batch_size), flatness, epochs=self.uniform_epochs, pure=True)
+        steps = self.epochs * sum(1 for _ in data.forget(self.batch_size))
+        rates = annealed(self.contrast_learning_rate, steps, self.floor)
         for _ in range(self.epochs):
-            fit(contrast, pairs, contrast_loss, epochs=1)
-            fit(repair, lambda: data.retain(self.batch_size), classify, epochs=1)
+            fit(contrast, pairs, contrast_loss, epochs=1, pure=True)
+            fit(repair, lambda: data.retain(self.batch_size), classify, epochs=1, pure=True)
         return model
 
 
@@ -93,7 +96,6 @@ def dissimilarity(forgotten: Tensor, retained: Tensor, temperature: float) -> Te
     return -log_softmax(forgotten @ retained.T / temperature, 1).mean()
 
 
-def anneal(optimizer: torch.optim.Optimizer, steps: int, floor: float) -> None:
-    """From now on, lower the rate after each step: by a cosine, down to `floor` times it after `steps`."""
-    schedule = LambdaLR(optimizer, lambda step: floor + (1 - floor) * cosine(step, max(steps, 1)))
-    optimizer.register_step_post_hook(lambda *_: schedule.step())
+def annealed(rate: float, steps: int, floor: float) -> Iterator[float]:
+    """The rate of each step: it falls by a cosine, down to `floor` times the first after `steps`."""
+    return (rate * (floor + (1 - floor) * cosine(step, max(steps, 1))) for step in count())

@@ -15,6 +15,7 @@ Batches are augmented as in training; the reference leaves augmentation out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +57,10 @@ class MaskedSmallGradients(Method):
         redraw(weights, masks, data.rng)
         model.train()
         optimizer = sgd(model, self.learning_rate, self.momentum, self.weight_decay)
-        optimizer.register_step_pre_hook(lambda *_: damp(weights, masks))
-        fit(optimizer, lambda: data.retain(self.batch_size), loss, epochs=self.epochs, schedule=triangular)
+        factors = [torch.where(mask, 1.0, DAMPING) for mask in masks]
+        optimizer.register_step_pre_hook(lambda *_: damp(weights, factors))
+        batches = partial(data.retain, self.batch_size)
+        fit(optimizer, batches, loss, epochs=self.epochs, schedule=triangular, pure=True)
         return model
 
 
@@ -69,7 +72,7 @@ def redraw(weights: list[Tensor], masks: list[Tensor], rng: torch.Generator) -> 
         weight.copy_(torch.where(mask, fresh, weight))
 
 
-def damp(weights: list[Tensor], masks: list[Tensor]) -> None:
-    """Scale the gradients outside the masks."""
-    for weight, mask in zip(weights, masks, strict=True):
-        weight.grad.mul_(torch.where(mask, 1.0, DAMPING))
+def damp(weights: list[Tensor], factors: list[Tensor]) -> None:
+    """Scale the gradients, one factor for each number."""
+    for weight, factor in zip(weights, factors, strict=True):
+        weight.grad.mul_(factor)

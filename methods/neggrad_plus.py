@@ -62,6 +62,7 @@ class NegGradPlus(Method):
             pairs,
             loss,
             epochs=self.epochs,
+            pure=True,
         )
         return model
 

@@ -61,7 +61,7 @@ class NoiseFinetune(Method):
             return cross_entropy(model(images), labels, weights)
 
         optimizer = sgd(model, self.learning_rate, self.momentum, self.weight_decay)
-        fit(optimizer, batches, loss, epochs=self.epochs, schedule=cosine)
+        fit(optimizer, batches, loss, epochs=self.epochs, schedule=cosine, pure=True)
         return model
 
 

@@ -60,8 +60,9 @@ class PruneReinitialiseMatchQuantise(Method):
 
         optimizer = sgd(model, self.learning_rate, self.momentum, self.weight_decay)
         whole, steps = int(self.epochs), int(self.epochs * batches)
-        fit(optimizer, lambda: data.retain(self.batch_size), loss, epochs=whole)
-        fit(optimizer, lambda: islice(data.retain(self.batch_size), steps - whole * batches), loss, epochs=1)
+        rest = steps - whole * batches
+        fit(optimizer, lambda: data.retain(self.batch_size), loss, epochs=whole, pure=True)
+        fit(optimizer, lambda: islice(data.retain(self.batch_size), rest), loss, epochs=1, pure=True)
         if self.quantise:
             for parameter in model.parameters():
                 parameter.data.copy_(parameter.data.half())

@@ -75,6 +75,7 @@ class RandomNoiseInjection(Method):
             lambda: data.retain(self.batch_size),
             lambda images, labels: cross_entropy(model(images), labels),
             epochs=epochs,
+            pure=True,
         )
 
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Data, Method, accumulate_gradient, fit, hp, sgd, smallest, wrong_labels
+from methods.base import Data, Method, accumulate_gradient, fit, hp, sgd, smallest
+from methods.successive_random_labels import mislabelled
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,8 @@ class SalUN(Method):
     def unlearn(self, model: nn.Module, data: Data) -> nn.Module:
         masks = salient(model, data, self.batch_size, self.tau)
 
-        def loss(images: Tensor, labels: Tensor, forgotten: Tensor) -> Tensor:
-            targets = torch.where(forgotten, wrong_labels(labels, data), labels)
-            return cross_entropy(model(images), targets)
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            return cross_entropy(model(images), labels)
 
         def mask_step(*_: object) -> None:
             for weight, mask in masks:
@@ -56,7 +56,7 @@ class SalUN(Method):
 
         optimizer = sgd(model, self.learning_rate, self.momentum)
         optimizer.register_step_pre_hook(mask_step)
-        fit(optimizer, lambda: data.union(self.batch_size), loss, epochs=self.epochs)
+        fit(optimizer, lambda: mislabelled(data, self.batch_size), loss, epochs=self.epochs, pure=True)
         return model
 
 

@@ -80,7 +80,7 @@ class Scrub(Method):
             return self.gamma * cross_entropy(logits, labels) + self.alpha * distance
 
         optimizer = sgd(model, self.learning_rate, self.momentum, self.weight_decay)
-        fit(optimizer, batches, loss, epochs=self.epochs, schedule=step_decay)
+        fit(optimizer, batches, loss, epochs=self.epochs, schedule=step_decay, pure=True)
         if history:
             target = reference_error(model, data, self.forget_batch_size)
             gaps = torch.stack([(missed - target).abs() for missed, _ in history])

@@ -12,13 +12,14 @@ is there: its cosine schedule is built and never stepped. Batches are augmented 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Data, Method, fit, hp, sgd, wrong_labels
+from methods.base import Batch, Data, Method, fit, hp, sgd, wrong_labels
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,17 @@ class SuccessiveRandomLabels(Method):
     weight_decay: float = hp(5e-4, 1e-5, 1e-1, log=True)
 
     def unlearn(self, model: nn.Module, data: Data) -> nn.Module:
-        def loss(images: Tensor, labels: Tensor, forgotten: Tensor) -> Tensor:
-            targets = torch.where(forgotten, wrong_labels(labels, data), labels)
-            return cross_entropy(model(images), targets)
-
         fit(
             sgd(model, self.learning_rate, self.momentum, self.weight_decay),
-            lambda: data.union(self.batch_size),
-            loss,
+            lambda: mislabelled(data, self.batch_size),
+            lambda images, labels: cross_entropy(model(images), labels),
             epochs=self.epochs,
+            pure=True,
         )
         return model
+
+
+def mislabelled(data: Data, batch_size: int) -> Iterator[Batch]:
+    """Images of D_R and D_F, and labels, which are fresh wrong ones on D_F."""
+    for images, labels, forgotten in data.union(batch_size):
+        yield images, torch.where(forgotten, wrong_labels(labels, data), labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain, pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers import data
 from workers.data import Arrays, DeviceDataset, UnlearnData, View, batch_bounds, random_crop
 from workers.poison import Poisoned
 from workers.run_task import generator
@@ -252,3 +254,54 @@ def test_dataset_puts_the_pool_first_and_hashes_pixels_and_labels() -> None:
     relabelled = DeviceDataset(Plugin, Arrays(images[:50], labels[:50], images[50:], labels[50:]), CPU)
     changed = [i for i in range(60) if relabelled.sample_sha256[i] != data.sample_sha256[i]]
     assert changed == [3] and relabelled.sha256 != data.sha256
+
+
+class Later:
+    """Images on a device whose copies take place when the host waits for them, and not before."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images, self.under_way, self.waits = images, [], 0
+
+    def __getitem__(self, where: slice) -> Later:
+        self.where = where
+        return self
+
+    def copy_(self, part: torch.Tensor, non_blocking: bool) -> None:
+        assert non_blocking
+        self.under_way.append((self.where, part))
+
+    def synchronize(self) -> None:
+        self.waits += 1
+        for where, part in self.under_way:
+            self.images[where] = part
+        self.under_way.clear()
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_pinned_memory_is_filled_again_when_the_copy_before_is_done(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned, empty = [], torch.empty
+
+    def staging(size: tuple[int, ...], dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        pinned.append((size, pin_memory))
+        return empty(size, dtype=dtype)
+
+    images = np.random.default_rng(0).integers(0, 256, (count, 3, 2, 2), np.uint8)
+    device = Later(torch.zeros(count + 2, 3, 2, 2, dtype=torch.uint8))
+    monkeypatch.setattr(data, "AT_ONCE", 4 * 12 + 5)
+    monkeypatch.setattr(torch, "empty", staging)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda name: {"the GPU": device}[name])
+    bordered = SimpleNamespace(is_cuda=True, device="the GPU")
+    DeviceDataset._fill(SimpleNamespace(bordered=bordered, images=device), 2, images)  # type: ignore[arg-type]
+    waits, left = device.waits, len(device.under_way)
+    device.synchronize()
+    assert np.array_equal(device.images[2:].numpy(), images) and not device.images[:2].any()
+    assert pinned == [((min(4, count), 3, 2, 2), True)] and waits == (count - 1) // 4 and left == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 700, 2**25])
+def test_images_are_the_same_in_parts_of_any_size(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = dataset(Augmented).images
+    monkeypatch.setattr(data, "AT_ONCE", at_once)
+    assert torch.equal(dataset(Augmented).images, expected)

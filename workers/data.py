@@ -20,7 +20,7 @@ from workers.designs import whole_classes
 
 Batch = tuple[Tensor, ...]
 MOST_BORDERED = 2.0  # times the memory of the images that they may take with a border
-FILLED = 4096  # images that go to the device at once
+AT_ONCE = 2**25  # bytes of images that go to the device at once
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,20 @@ class DeviceDataset:
         self.device = device
 
     def _fill(self, start: int, images: np.ndarray) -> None:
-        """Put images in their place, some at a time: a copy of all of them would double the memory."""
-        for first in range(0, len(images), FILLED):
-            part = torch.from_numpy(np.ascontiguousarray(images[first : first + FILLED]))
-            self.images[start + first : start + first + len(part)] = part
+        """Put images in their place, some at a time: a copy of all of them would double the memory. A GPU
+        takes them from pinned memory while the host waits only to fill that again.
+        """
+        on_gpu, device = self.bordered.is_cuda, self.bordered.device
+        count = max(1, AT_ONCE // int(np.prod(images.shape[1:])))
+        size = (min(count, len(images)), *images.shape[1:])
+        staged = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu)
+        for first in range(0, len(images), count):
+            part = images[first : first + count]
+            if on_gpu and first:
+                torch.cuda.current_stream(device).synchronize()
+            staged.numpy()[: len(part)] = part
+            place = self.images[start + first : start + first + len(part)]
+            place.copy_(staged[: len(part)], non_blocking=on_gpu)
 
     def __len__(self) -> int:
         return len(self.host_labels)

@@ -51,7 +51,7 @@ class Worker:
         self.device = torch.device(name)
         if self.device.type == "cpu":
             torch.set_num_threads(1)
-        self._engine = engines.checked(engine)
+        self._engine = engines.made(engine)
         self._folder, self._hot, self._folders = Path(data), hot, folders or {}
         self._datasets: dict[str, DeviceDataset] = {}
         self._arrays: dict[str, Arrays] = {}  # read or received, not on the device yet
@@ -64,6 +64,9 @@ class Worker:
         self._offered = None if weights is None else (task["spec"]["base"], weights, task["spec"])
         with engines.chosen(self._engine):
             outcome = run_task(task, self)
+            # Recorded steps hold memory that the task may need: without them it is tried once more.
+            if outcome.status == "oom" and self._engine is not None and self._engine.give_up():
+                outcome = run_task(task, self)
         outcome.row |= self.facts(task["spec"]["architecture"]["name"])
         return outcome
 
@@ -143,7 +146,8 @@ class Worker:
             return
         self._warm.add(key)
         dataset = self.dataset(key[0])
-        with seeded(0, self.device):
+        unheld = None if self._engine is None else engines.Graphs(held=0)
+        with seeded(0, self.device), engines.chosen(unheld):
             model = engines.placed(build(spec, dataset), self.device)
             some = np.arange(min(WARM_UP_SAMPLES, dataset.n_pool))
             view = View(dataset, some, generator(0, self.device), augment=True)
