@@ -341,11 +341,12 @@ def smallest(values: Tensor, fraction: float) -> Tensor:
 def steady(model: nn.Module) -> nn.Module:
     """`model` with its layers in eval mode, so that samples do not mix and nothing is random.
 
-    Other modules made of modules stay in training mode: in eval mode some (timm's attention biases) cache
-    tensors made of weights, which gradients then do not reach.
+    Modules made of modules that have a `train` of their own stay in training mode: in eval mode some (timm's
+    attention biases) cache tensors made of weights until then, which gradients do not reach.
     """
     for module in model.modules():
-        module.training = any(True for _ in module.children()) and not isinstance(module, NORMS)
+        caches = type(module).train is not nn.Module.train and any(True for _ in module.children())
+        module.training = caches and not isinstance(module, NORMS)
     return model
 
 

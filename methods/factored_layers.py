@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import conv2d, linear, pad, unfold
+from torch.nn.functional import conv2d, linear, pad, prelu, unfold
 from torch.overrides import TorchFunctionMode
 
 
@@ -120,11 +121,13 @@ def read(model: nn.Module, weights: dict[str, Tensor], image: Tensor) -> tuple[l
         return tensor
 
     keep = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), keep, Cut(own) as cut:
+    with as_written(), keep, Cut(own) as cut:
         start = image.detach().requires_grad_()
         logits = functional_call(model, own, (start.clone(),))
         # Of the image too: asked for its weights alone, a GroupNorm in channels_last crashes torch 2.11.
-        ways = torch.autograd.grad(logits.sum(), [*own.values(), start], allow_unused=True)
+        # A net that rounds its images, and has such layers only, gives logits without any graph.
+        sources = [*own.values(), start]
+        ways = torch.autograd.grad(logits.sum(), sources, allow_unused=True) if logits.requires_grad else ()
     calls = Counter(name for layer in cut.layers for name in layer.names)
     elsewhere = {name for name, number in calls.items() if number > 1}
     elsewhere |= {name for name, way in zip(own, ways, strict=False) if way is not None}
@@ -133,6 +136,15 @@ def read(model: nn.Module, weights: dict[str, Tensor], image: Tensor) -> tuple[l
     others = [name for name in weights if name not in covered and (name in elsewhere or name in calls)]
     whole = [Layer((name,), tuple(weights[name].shape), (), (weights[name].numel(),)) for name in others]
     return layers + whole, saved
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Inside, a pass takes no short cuts: fused attention and, where gradients are off, an LSTM's on a CPU
+    have no vectorised derivatives, and calls in compiled code are seen when it is traced and when it is run.
+    """
+    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
@@ -149,10 +161,21 @@ def _conv2d(
     groups: int = 1,
 ) -> Any:
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return input, weight, bias, options
+    return input, weight, bias, {name: _both(value) for name, value in options.items()}
+
+
+def _both(value: Any) -> Any:
+    """Of a list of one, which counts for height and width, that one."""
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
 
 
 CALLS: dict[Any, Callable[..., Any]] = {linear: _linear, conv2d: _conv2d}
+
+
+def _prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """Of torch 2.14's, vectorised twice, samples and classes change places in the derivative."""
+    slopes = weight.reshape(-1, *[1] * (input.dim() - 2)) if input.dim() > 1 else weight
+    return torch.where(input > 0, input, slopes * input)
 
 
 class Cut(TorchFunctionMode):
@@ -171,7 +194,10 @@ class Cut(TorchFunctionMode):
             return function(*given, **named)
         x, weight, bias, options = CALLS[function](*given, **named)
         parameters = [weight] if bias is None else [weight, bias]
-        if not all(id(p) in self.names for p in parameters) or (function is conv2d and x.dim() != 4):
+        usual = x.dim() == 4 if function is conv2d else weight.dim() == 2
+        usual &= bias is None or bias.shape == weight.shape[:1]  # and not broadcast
+        usual &= not torch._C._functorch.is_functorch_wrapped_tensor(x)  # by a vmap or grad in the net
+        if not usual or not all(id(p) in self.names for p in parameters):
             return function(*given, **named)
         found = function(x, *(p.detach() for p in parameters), **options)
         names = tuple(self.names[id(p)] for p in parameters)
@@ -191,7 +217,7 @@ class Taps(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, _: Any, given: Any = (), named: Any = None) -> Any:
         named = named or {}
-        found = function(*given, **named)
+        found = (_prelu if function is prelu else function)(*given, **named)
         if function not in CALLS:
             return found
         x, weight, *_ = CALLS[function](*given, **named)

@@ -105,6 +105,6 @@ def named(model: nn.Module, vector: Tensor) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
     parts = vector.split([parameter.numel() for parameter in parameters.values()])
     return {
-        name: part.view(parameter.shape)
+        name: part.view(parameter.shape).to(parameter.dtype)
         for (name, parameter), part in zip(parameters.items(), parts, strict=True)
     }

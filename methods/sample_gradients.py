@@ -26,10 +26,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from methods.factored_layers import Layer, Taps, read
+from methods.factored_layers import Layer, Taps, as_written, read
 
 ENTRIES = 2**28  # of the factors of many samples that are held at once: 1 GiB
 PASS = 2**26  # of what a pass over samples holds, and of gradients made explicitly for products
@@ -89,8 +88,9 @@ class SampleGradients:
         own = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
         for part in cuts(len(images), PASS // (self.saved + 1)):
             with torch.enable_grad():
-                logits = functional_call(self.model, own, (images[part],))
-                loss = weights[part] @ cross_entropy(logits, labels[part], reduction="none")
+                logits = functional_call(self.model, own, (images[part].clone(),))
+                losses = cross_entropy(logits, labels[part], reduction="none")
+                loss = weights[part].to(losses.dtype) @ losses
             found = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
             for name, gradient in zip(own, found, strict=True):
                 if gradient is not None:
@@ -118,21 +118,19 @@ class SampleGradients:
             noughts: dict[str, Tensor], others: dict[str, Tensor], image: Tensor, label: Tensor
         ) -> tuple[Tensor, dict[str, Tensor]]:
             with Taps(names, noughts) as taps:
-                logits = functional_call(self.model, self.weights | others, (image[None],))
+                logits = functional_call(self.model, self.weights | others, (image[None].clone(),))
             return outputs(logits[0], label), taps.inputs
 
         each = vmap(jacrev(of_one, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0, 0))
-        with sdpa_kernel(SDPBackend.MATH):
+        with as_written():
             (deltas, gradients), inputs = each(noughts, others, images, labels)
-        found, ones = deltas | gradients, images.new_ones(len(images), 1)
-        return [
-            Factors(
-                layer,
-                inputs.get(layer.names[0], ones),
-                found[layer.names[0]].reshape(len(images), -1, *layer.output_shape),
-            )
-            for layer in layers
-        ]
+        result = []
+        for layer in layers:
+            name = layer.names[0]
+            found = (deltas | gradients)[name].reshape(len(images), -1, *layer.output_shape)
+            x = inputs[name] if name in inputs else found.new_ones(len(images), 1)
+            result.append(Factors(layer, x, found))
+        return result
 
     def _entries(self, layers: list[Layer], c: int) -> int:
         """What a pass holds for a sample with c outputs: what a backward pass needs, inputs and δ of layers,

@@ -5,12 +5,13 @@ and within the memory that is allowed.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, normalize, relu
+from torch.nn.functional import conv2d, cross_entropy, dropout, linear, normalize, relu
 from torch.nn.utils.parametrizations import weight_norm
 from torch.profiler import ProfilerActivity, profile
 
@@ -135,7 +136,7 @@ def one_by_one(model: nn.Module, images: Tensor, labels: Tensor, outputs: Any) -
     parameters = list(model.parameters())
     found: list[list[Tensor]] = [[] for _ in parameters]
     for image, label in zip(images, labels, strict=True):
-        for output in outputs(model(image[None])[0], label).reshape(-1):
+        for output in outputs(model(image[None].clone())[0], label).reshape(-1):
             gradients = torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
             for rows, parameter, gradient in zip(found, parameters, gradients, strict=True):
                 rows.append(torch.zeros_like(parameter) if gradient is None else gradient)
@@ -152,7 +153,9 @@ def assert_near(found: Tensor, expected: Tensor, what: str, terms: Tensor | None
 def check(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     """All four sums against autograd."""
     draw = torch.Generator().manual_seed(7)
-    vector = {name: torch.randn(p.shape, generator=draw) for name, p in model.named_parameters()}
+    vector = {
+        name: torch.randn(p.shape, generator=draw, dtype=p.dtype) for name, p in model.named_parameters()
+    }
     weights = torch.randn(len(images), generator=draw)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of slow operators
@@ -179,6 +182,79 @@ def check(model: nn.Module, images: Tensor, labels: Tensor) -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_sums_are_those_of_gradients_one_by_one(name: str) -> None:
     check(*seeded(name))
+
+
+class Rare(nn.Module):
+    """A net of a function and what it uses; its head is linear."""
+
+    def __init__(self, body: Callable[[Any, Tensor], Tensor], width: int, **parts: Any) -> None:
+        super().__init__()
+        self.body, self.head = body, nn.Linear(width, CLASSES)
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(self, images).flatten(1).float())
+
+
+def drawn(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape))
+
+
+def compiled(*layers: nn.Module) -> Any:
+    return torch.compile(nn.Sequential(*layers), backend="eager")
+
+
+RARE: dict[str, Callable[[], nn.Module]] = {
+    "logits without a graph but for weights": lambda: Rare(lambda _, x: x > 0, 192),
+    "a layer whose output is not differentiated": lambda: Rare(
+        lambda net, x: net.stem(x).detach(), 144, stem=nn.Conv2d(3, 4, 3)
+    ),
+    "a linear layer of one vector": lambda: Rare(lambda net, x: linear(x, net.w), 24, w=drawn(8)),
+    "a bias that is broadcast": lambda: Rare(
+        lambda net, x: linear(x, net.w, net.b), 120, w=drawn(5, 8), b=drawn()
+    ),
+    "a bias for each position": lambda: Rare(
+        lambda net, x: linear(x, net.w, net.b), 120, w=drawn(5, 8), b=drawn(8, 5)
+    ),
+    "options in lists of one": lambda: Rare(
+        lambda net, x: conv2d(x, net.w, None, [1], "same", [2]), 256, w=drawn(4, 3, 3, 3)
+    ),
+    "a part in float64": lambda: Rare(
+        lambda net, x: net.wide(x.flatten(1).double()).relu(),
+        6,
+        wide=nn.Sequential(nn.LayerNorm(192), nn.Linear(192, 6)).double(),
+    ),
+    "images changed in place": lambda: Rare(lambda _, x: x.mul_(2), 192),
+    "a vmap": lambda: Rare(lambda net, x: torch.vmap(net.inner)(x.flatten(2)), 12, inner=nn.Linear(64, 4)),
+    "an LSTM": lambda: Rare(
+        lambda net, x: net.steps(x.flatten(2)[:, :, :8])[0], 12, steps=nn.LSTM(8, 4, batch_first=True)
+    ),
+    "PReLU": lambda: Rare(
+        lambda net, x: net.act(net.one(net.stem(x)).flatten(1)),
+        144,
+        stem=nn.Conv2d(3, 4, 3),
+        one=nn.PReLU(4),
+        act=nn.PReLU(),
+    ),
+    "compiled code": lambda: Rare(
+        lambda net, x: net.first(x), 64, first=compiled(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    ),
+    "dropout of a module made of modules": lambda: Rare(
+        lambda net, x: dropout(net.layer(x.flatten(2)[:, :, :8]), 0.5, net.training),
+        24,
+        layer=nn.TransformerEncoderLayer(8, 2, 8, dropout=0.5, batch_first=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_sums_of_what_is_rare(name: str) -> None:
+    """With as many samples as classes, that which is mistaken for the other shows in the numbers only."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(5)
+        model = steady(RARE[name]())
+        check(model, torch.randn(CLASSES, 3, 8, 8), torch.arange(CLASSES))
 
 
 @pytest.mark.parametrize("name", ["convolutions", "cnn_small", "wide_resnet16_4"])
