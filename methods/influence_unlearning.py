@@ -69,7 +69,7 @@ class InfluenceUnlearning(Method):
 def direction(model: nn.Module, data: Data) -> Tensor:
     """v."""
     (kept, n_kept), (gone, n_gone) = total(model, data.retain(BATCH)), total(model, data.forget(BATCH))
-    return n_gone / (n_gone + n_kept) * (gone / n_gone - kept / n_kept)
+    return gone.div_(n_gone).sub_(kept.div_(n_kept)).mul_(n_gone / (n_gone + n_kept))
 
 
 def total(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, int]:
@@ -83,7 +83,9 @@ def total(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, int]:
 
     model.zero_grad(set_to_none=True)
     accumulate_gradient(model, batches, loss)
-    return flat(torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()), count
+    found = flat(torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())
+    model.zero_grad(set_to_none=True)
+    return found, count
 
 
 def solve(
@@ -93,7 +95,7 @@ def solve(
     # Eigenvalues of GGᵀ differ by many orders of magnitude, for which float32 is too coarse.
     damped = square.double() + len(square) * damping * torch.eye(len(square)).to(square.device)
     weights = torch.linalg.solve(damped, along.double()).to(vector.dtype)
-    return (vector - combine(weights)) / damping
+    return combine(weights).neg_().add_(vector).div_(damping)
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:

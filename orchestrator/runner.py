@@ -60,9 +60,8 @@ def run_grid(grid: Grid, options: Options) -> Ended:
             if fresh:
                 store.discard()  # a dataset or the cluster is not there: leave no trace
             raise
-        from orchestrator import (
-            audit,
-        )  # scipy.stats and scikit-learn: a mistake is told without these seconds
+        # scipy.stats and scikit-learn: a mistake is told without these seconds
+        from orchestrator import audit
 
         audit.write(store, plans.recall(store))
         session.note(store.set_aside())

@@ -15,8 +15,9 @@ from torch.nn.functional import conv2d, cross_entropy, dropout, linear, normaliz
 from torch.nn.utils.parametrizations import weight_norm
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.sample_gradients import Noise
 from methods import sample_gradients
-from methods.base import steady
+from methods.base import plugin, steady
 from methods.factored_layers import Conv2d, Layer, Linear
 from methods.fisher_forgetting import weighted
 from methods.sample_gradients import Factors, SampleGradients
@@ -352,6 +353,14 @@ def most_held(work: Any) -> int:
         held += event.nbytes()
         most = max(most, held)
     return most
+
+
+@pytest.mark.parametrize(("name", "copies"), [("influence_unlearning", 4), ("fisher_forgetting", 4)])
+def test_methods_hold_few_copies_of_a_net_of_many_weights(name: str, copies: int) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4000), nn.ReLU(), nn.Linear(4000, 10))
+    method, data = plugin("methods", name)(), Noise(8, 3, 8)
+    bound = (copies + 0.2) * 4 * sum(p.numel() for p in model.parameters())
+    assert most_held(lambda: method.unlearn(model, data)) < bound
 
 
 def test_memory_stays_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
