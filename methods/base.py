@@ -337,8 +337,6 @@ def smallest(values: Tensor, fraction: float) -> Tensor:
 
 # ---- gradients of single samples -------------------------------------------------------------------------
 
-ENTRIES = 2**29  # of a matrix of per-sample gradients that is held at once: 2 GiB
-
 
 def steady(model: nn.Module) -> nn.Module:
     """`model` with its layers in eval mode, so that samples do not mix and nothing is random.
@@ -349,32 +347,6 @@ def steady(model: nn.Module) -> nn.Module:
     for module in model.modules():
         module.training = any(True for _ in module.children()) and not isinstance(module, NORMS)
     return model
-
-
-def gradients(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    outputs: Callable[[Tensor, Tensor], Tensor] = torch.nn.functional.cross_entropy,
-) -> dict[str, Tensor]:
-    """For each parameter (b, …, *shape): the derivatives of `outputs(logits (C,), label ())` (…) of each
-    sample, by default of its cross-entropy; zero where a parameter has no part in them. Always in float32:
-    a vectorised BatchNorm takes no mixed types; nor can fused attention be vectorised.
-    """
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-    def of_one(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = torch.func.functional_call(model, weights, (image[None],))
-        return outputs(logits[0], label)
-
-    each = torch.func.vmap(torch.func.jacrev(of_one), in_dims=(None, 0, 0))
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        return each(weights, images, labels)  # type: ignore[no-any-return]
-
-
-def samples_at_once(model: nn.Module, outputs: int = 1) -> int:
-    """How many samples may be given to `gradients` for it to stay within ENTRIES."""
-    return max(1, ENTRIES // (outputs * sum(p.numel() for p in model.parameters())))
 
 
 def require_finite(tensors: Iterable[Tensor], what: str) -> None:

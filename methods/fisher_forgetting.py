@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from methods.base import Data, Method, gradients, hp, require_finite, samples_at_once, steady
+from methods.base import Data, Method, hp, require_finite, steady
+from methods.sample_gradients import SampleGradients
 
 FLOOR = 1e-8
 BATCH = 64  # samples gathered at once, without effect on the result
@@ -53,12 +54,10 @@ class FisherForgetting(Method):
 def fisher_diagonal(model: nn.Module, data: Data) -> dict[str, Tensor]:
     """F, for each parameter, over one pass of the retain set."""
     fisher = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
-    count = 0
+    gradients, count = SampleGradients(model), 0
     for images, labels in data.retain(BATCH):
         count += len(labels)
-        for part in images.split(samples_at_once(model, data.num_classes)):
-            for name, found in gradients(model, part, labels[: len(part)], weighted).items():
-                fisher[name] += found.square().sum((0, 1))
+        gradients.add_squares(fisher, images, labels, weighted, data.num_classes)
     return {name: total / count for name, total in fisher.items()}
 
 
