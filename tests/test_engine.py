@@ -278,6 +278,14 @@ def test_convolutional_nets_get_their_channels_last(name: str, convolutional: bo
     assert all(p.is_contiguous(memory_format=torch.channels_last) == convolutional for p in wide)
 
 
+def test_nets_with_group_norms_keep_their_format() -> None:
+    """Torch 2.11 crashes on the gradient of a GroupNorm's weight alone in channels_last."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4 * 36, 10))
+    assert channels_last(model)[0].weight.is_contiguous()
+    del model[1]
+    assert not channels_last(model)[0].weight.is_contiguous()
+
+
 @pytest.mark.parametrize(
     ("device", "how", "last"),
     [("cpu", "eager", True), ("cpu", "graphs", True), ("meta", "eager", False), ("meta", "graphs", True)],

@@ -311,11 +311,13 @@ def placed(model: nn.Module, device: torch.device) -> nn.Module:
 
 def channels_last(model: nn.Module) -> nn.Module:
     """A net of at least as many convolutions as linear layers with its channels last, in place; others as
-    they are.
+    they are, and those with GroupNorm, which in that format crashes torch 2.11 where layers before it are
+    frozen.
     """
-    convolutions, linear = (
-        sum(isinstance(module, kind) for module in model.modules()) for kind in (nn.Conv2d, nn.Linear)
+    convolutions, linear, group_norms = (
+        sum(isinstance(module, kind) for module in model.modules())
+        for kind in (nn.Conv2d, nn.Linear, nn.GroupNorm)
     )
-    if convolutions < linear:
+    if convolutions < linear or group_norms:
         return model
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
