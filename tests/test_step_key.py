@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -103,6 +103,10 @@ def first_of_two(model: nn.Module) -> Loss:
 
 def second_of_two(model: nn.Module) -> Loss:
     return lambda labels, images: model(images).mean()
+
+
+def inner(model: nn.Module) -> Loss:
+    return lambda images, labels: (lambda value: value * FACTOR)(model(images).mean())
 
 
 def with_default(model: nn.Module, factor: float = 1.0) -> Loss:
@@ -260,6 +264,14 @@ def test_what_a_loss_is_called_and_where_it_stands_is_not() -> None:
 
 def test_the_device_of_a_tensor_is_in_its_key() -> None:
     keys = [Parts().key(torch.ones(2, device=device)) for device in ("cpu", "cpu", "meta")]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_constants_are_seen_that_only_a_function_within_the_loss_reads() -> None:
+    keys = []
+    for factor in (2.0, 2.0, 3.0):
+        with nullcontext() if factor == FACTOR else attribute(sys.modules[__name__], "FACTOR", factor):
+            keys.append(key_of(*of(inner))[0])
     assert keys[0] == keys[1] != keys[2]
 
 
