@@ -88,7 +88,7 @@ class Parts:
             raise CannotTell("a tensor that is not one of its own: with hooks, a view, or of a special kind")
         self.tensors.append(tensor)
         kind = tensor.dtype, tensor.device, tensor.requires_grad
-        return type(tensor), tuple(tensor.shape), tensor.stride(), kind
+        return type(tensor), tuple(tensor.shape), tensor.stride(), kind, self.key(vars(tensor))
 
     def _module(self, module: nn.Module) -> Hashable:
         attributes = vars(module)
