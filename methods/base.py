@@ -188,6 +188,8 @@ def fit(
 
 
 def plain_step(optimizer: torch.optim.Optimizer, loss: Loss) -> Step:
+    """A step down the gradient of `loss(*batch)`, one operator after the other."""
+
     def step(batch: Batch) -> None:
         with precision(batch[0].device):
             value = loss(*batch)

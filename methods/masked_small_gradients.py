@@ -57,8 +57,7 @@ class MaskedSmallGradients(Method):
         redraw(weights, masks, data.rng)
         model.train()
         optimizer = sgd(model, self.learning_rate, self.momentum, self.weight_decay)
-        factors = [torch.where(mask, 1.0, DAMPING) for mask in masks]
-        optimizer.register_step_pre_hook(lambda *_: damp(weights, factors))
+        optimizer.register_step_pre_hook(lambda *_: damp(weights, masks))
         batches = partial(data.retain, self.batch_size)
         fit(optimizer, batches, loss, epochs=self.epochs, schedule=triangular, pure=True)
         return model
@@ -72,7 +71,7 @@ def redraw(weights: list[Tensor], masks: list[Tensor], rng: torch.Generator) -> 
         weight.copy_(torch.where(mask, fresh, weight))
 
 
-def damp(weights: list[Tensor], factors: list[Tensor]) -> None:
-    """Scale the gradients, one factor for each number."""
-    for weight, factor in zip(weights, factors, strict=True):
-        weight.grad.mul_(factor)
+def damp(weights: list[Tensor], masks: list[Tensor]) -> None:
+    """Scale the gradients outside the masks."""
+    for weight, mask in zip(weights, masks, strict=True):
+        weight.grad.copy_(torch.where(mask, weight.grad, DAMPING * weight.grad))
