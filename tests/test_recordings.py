@@ -5,6 +5,7 @@ On a CPU the recorded step, which is of the recording's own copies, is called in
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -312,32 +313,6 @@ def test_tensors_that_a_loss_holds_are_those_of_the_fit(graphs: Graphs, recorded
     assert recorded.count(16) == 1
 
 
-# ---- what a recorded step cannot see ---------------------------------------------------------------------
-
-
-class Counting(nn.Module):
-    """Its forward pass changes an attribute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.calls = nn.Linear(3, 2), 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.layer(x) * self.calls
-
-
-def test_a_net_that_counts_ends_in_an_error_and_not_in_a_wrong_result(graphs: Graphs) -> None:
-    model = Counting()
-    given = [(torch.ones(4, 3), torch.zeros(4, dtype=torch.long))] * 5
-    with pytest.raises(RuntimeError, match=r"an attribute of the net .* Use the engine eager"):
-        train(model, sgd(model, 0.1), lambda: given)
-    assert not graphs.free
-    model = net(0)
-    with pytest.raises(RuntimeError, match="Use the engine eager"):
-        train(model, sgd(model, 0.1), lambda: (model.eval(), batches(0))[1])
-
-
 # ---- how many are kept -----------------------------------------------------------------------------------
 
 
@@ -375,3 +350,17 @@ def test_a_device_short_of_memory_keeps_none(recorded: list[int]) -> None:
             assert len(graphs.free) == kept
             assert graphs.give_up() == bool(kept) and not graphs.free
     assert len(recorded) == 2
+
+
+def test_a_dropped_recording_leaves_its_memory_before_that_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs, told = Graphs(), []
+    model = net(0)
+    with chosen(graphs):
+        train(model, sgd(model, 0.1), lambda: batches(0, (16,) * 5))
+    graphs.free[0].stepper.on_gpu = True
+    weight = weakref.ref(graphs.free[0].tensors[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: told.append(weight() is not None))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: told.append(weight() is None))
+    assert graphs.give_up() and told == [True, True]

@@ -105,6 +105,10 @@ def second_of_two(model: nn.Module) -> Loss:
     return lambda labels, images: model(images).mean()
 
 
+def inner(model: nn.Module) -> Loss:
+    return lambda images, labels: (lambda value: value * FACTOR)(model(images).mean())
+
+
 def with_default(model: nn.Module, factor: float = 1.0) -> Loss:
     def loss(images: Tensor, labels: Tensor, factor: float = factor, *, power: float = factor) -> Tensor:
         return factor * cross_entropy(model(images), labels) ** power
@@ -190,6 +194,10 @@ DIFFERENT: dict[str, tuple[Callable[[], Made], Callable[[], Made]]] = {
     ),
     "class": (lambda: plain(), lambda: plain(Same())),
     "attribute": (lambda: plain(), lambda: plain(Net(scale=2.0))),
+    "attribute of a tensor": (
+        lambda: plain(changed(Net(), lambda m: setattr(m.shift, "up", 1))),
+        lambda: plain(changed(Net(), lambda m: setattr(m.shift, "up", 2))),
+    ),
     "name of an attribute": (lambda: plain(Net(up=2.0)), lambda: plain(Net(down=2.0))),
     "attribute of a layer": (lambda: plain(), lambda: plain(Net(drop=nn.Dropout(0.2)))),
     "function as attribute": (lambda: plain(), lambda: plain(Net(activation=torch.tanh))),
@@ -261,6 +269,15 @@ def test_what_a_loss_is_called_and_where_it_stands_is_not() -> None:
 def test_the_device_of_a_tensor_is_in_its_key() -> None:
     keys = [Parts().key(torch.ones(2, device=device)) for device in ("cpu", "cpu", "meta")]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_constants_are_seen_that_only_a_function_within_the_loss_reads() -> None:
+    model = nn.Linear(12, 3)
+    made = inner(model), sgd(model, 0.1)
+    before = key_of(*made)[0]
+    with attribute(sys.modules[__name__], "FACTOR", 3.0):
+        assert key_of(*made)[0] != before
+    assert key_of(*made)[0] == before
 
 
 @contextmanager

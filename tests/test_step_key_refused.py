@@ -68,12 +68,21 @@ def unset() -> Made:
     return loss, sgd(model, 0.1)
 
 
+def noted() -> Made:
+    def nested(value: Tensor) -> Tensor:
+        return value * nested.factor
+
+    nested.factor = 1.0
+    return plain(nested=nested)
+
+
 REFUSED: dict[str, Callable[[], Made]] = {
     "unknown object in the loss": lambda: plain(method=object()),
     "list in the loss": lambda: plain(weights=[1.0]),
     "counter in the loss": lambda: plain(weights={"count": 1}),
     "generator in the loss": lambda: plain(weights=torch.Generator()),
     "bound method in the loss": lambda: plain(nested=Finetune().unlearn),
+    "attribute of a function": noted,
     "loss that is no function": lambda: (functools.partial(cross_entropy), sgd(Net(), 0.1)),
     "name without a value": unset,
     "unknown object in the net": lambda: plain(Net(scale=object())),

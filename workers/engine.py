@@ -123,11 +123,11 @@ class Stepper:
         """The optimizer as it is recorded; outside it has plain numbers, which schedules set."""
         groups = self.optimizer.param_groups
         kept = [dict(group) for group in groups]
-        for group, rate in zip(groups, self.rates, strict=True):
-            group["lr"] = rate
-            if "capturable" in group:  # Adam refuses to be recorded without
-                group["capturable"] = self.on_gpu
         try:
+            for group, rate in zip(groups, self.rates, strict=True):
+                group["lr"] = rate
+                if "capturable" in group:  # Adam refuses to be recorded without
+                    group["capturable"] = self.on_gpu
             yield
         finally:
             for group, before in zip(groups, kept, strict=True):
@@ -152,6 +152,7 @@ class Recording:
         self.key = key
         self.loss, self.optimizer = private(loss, optimizer)
         self.tensors = key_of(self.loss, self.optimizer)[1]
+        self.places = [tensor.data_ptr() for tensor in self.tensors]
         flag = torch.ones((), dtype=torch.bool, device=self.tensors[0].device)
         self.optimizer.__dict__["all_finite"] = flag
         self.stepper = Stepper(self.optimizer, plain_step(self.optimizer, self.loss))
@@ -165,14 +166,23 @@ class Recording:
         try:
             self._load(optimizer, tensors)
             yield lambda batch: self._step(optimizer, batch)
-            if any(key_of(*step)[0] != self.key for step in ((self.loss, self.optimizer), (loss, optimizer))):
+            if not (self._is_step(self.loss, self.optimizer) and self._is_step(loss, optimizer)):
                 self.key = None  # of no use to others
                 raise RuntimeError(
                     "engine graphs: an attribute of the net or an option of the optimizer changed between the"
-                    " steps of a fit, which a recorded step does not see. Use the engine eager"
+                    " steps of a fit, or a tensor was replaced instead of changed in place, which a recorded"
+                    " step does not see. Use the engine eager"
                 )
         finally:
             self._unload(optimizer, tensors, places)
+
+    def _is_step(self, loss: Loss, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether this is the recorded computation, on the memory it was recorded with."""
+        try:
+            key, tensors = key_of(loss, optimizer)
+        except CannotTell:
+            return False
+        return key == self.key and [tensor.data_ptr() for tensor in tensors] == self.places
 
     def _step(self, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
         for group, other in zip(self.optimizer.param_groups, optimizer.param_groups, strict=True):
@@ -252,10 +262,12 @@ class Graphs:
         """Drop all but so many recordings, the one returned longest ago first, and more for want of room."""
         while len(self.free) > count or (self.free and is_full(self.free[0].stepper.device)):
             dropped = self.free.pop(0).stepper
-            if dropped.on_gpu:
+            on_gpu = dropped.on_gpu
+            if on_gpu:
                 torch.cuda.synchronize(dropped.device)  # a replay may be under way
             dropped.recorded.clear()
-            if dropped.on_gpu:
+            del dropped  # with the tensors of its step: only what is free goes back
+            if on_gpu:
                 torch.cuda.empty_cache()
 
     def give_up(self) -> bool:

@@ -17,7 +17,6 @@ import copy
 import dataclasses
 import enum
 import functools
-import inspect
 from collections.abc import Callable, Hashable
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodDescriptorType, ModuleType
 from typing import Any
@@ -53,9 +52,7 @@ class Parts:
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
-        self._met: dict[
-            int, int
-        ] = {}  # tensors, modules and forward passes, in the order of their first turn
+        self._met: dict[int, int] = {}  # tensors, modules and functions, in the order of their first turn
 
     def key(self, value: Any) -> Hashable:
         if isinstance(value, PLAIN):
@@ -70,18 +67,18 @@ class Parts:
             return functools.partial, self.key((value.func, value.args, value.keywords))
         if isinstance(value, Method):
             return type(value), self.key(dataclasses.astuple(value))
-        if isinstance(value, Tensor | nn.Module):
+        if isinstance(value, Tensor | nn.Module) or is_nested(value):
             return self._once(value)
-        if isinstance(value, FunctionType) and is_nested(value):
-            return self._function(value)
         if isinstance(value, NAMED):
             return value
         raise CannotTell(f"an object of {type(value).__qualname__}")
 
-    def _once(self, value: Tensor | nn.Module) -> Hashable:
+    def _once(self, value: Tensor | nn.Module | FunctionType) -> Hashable:
         if id(value) in self._met:
             return "met before", self._met[id(value)]
         self._met[id(value)] = len(self._met)
+        if isinstance(value, FunctionType):
+            return self._function(value)
         return self._tensor(value) if isinstance(value, Tensor) else self._module(value)
 
     def _tensor(self, tensor: Tensor) -> Hashable:
@@ -91,7 +88,7 @@ class Parts:
             raise CannotTell("a tensor that is not one of its own: with hooks, a view, or of a special kind")
         self.tensors.append(tensor)
         kind = tensor.dtype, tensor.device, tensor.requires_grad
-        return type(tensor), tuple(tensor.shape), tensor.stride(), kind
+        return type(tensor), tuple(tensor.shape), tensor.stride(), kind, self.key(vars(tensor))
 
     def _module(self, module: nn.Module) -> Hashable:
         attributes = vars(module)
@@ -104,25 +101,27 @@ class Parts:
         forward = kind.forward
         if kind.__module__.startswith("torch.") or not isinstance(forward, FunctionType):
             return forward
-        if id(forward) in self._met:
-            return "met before", self._met[id(forward)]
-        self._met[id(forward)] = len(self._met)
-        return self._function(forward)
+        return self._once(forward)
 
     def _function(self, function: FunctionType) -> Hashable:
         """Its code, what it holds, and what names of its module stand for."""
+        code, around = function.__code__, function.__globals__
         try:
-            names = inspect.getclosurevars(function)
-        except ValueError as error:  # a cell without a content
-            raise CannotTell(f"{function.__qualname__}: {error}") from error
-        constants = {name: value for name, value in names.globals.items() if not isinstance(value, NAMED)}
-        known = tuple((name, value) for name, value in names.globals.items() if isinstance(value, NAMED))
-        if not all(isinstance(value, (*PLAIN, tuple)) for value in constants.values()):
-            raise CannotTell(f"{function.__qualname__} reads {', '.join(constants)} of its module")
-        if any(isinstance(value, list | dict | set) for value in names.nonlocals.values()):
+            cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        except ValueError as error:
+            raise CannotTell(f"{function.__qualname__} holds a name without a value") from error
+        if function.__dict__ or any(isinstance(value, list | dict | set) for value in cells):
             raise CannotTell(f"{function.__qualname__} holds what it could change")
-        held = function.__defaults__, function.__kwdefaults__, names.nonlocals, constants
-        return self._code(function.__code__), known, self.key(held)
+        read = [(name, around[name]) for name in sorted(names_in(code)) if name in around]
+        known = tuple((name, value) for name, value in read if isinstance(value, NAMED))
+        constants = [(name, value) for name, value in read if not isinstance(value, NAMED)]
+        if not all(isinstance(value, (*PLAIN, tuple)) for _, value in constants):
+            raise CannotTell(f"{function.__qualname__} reads {[name for name, _ in constants]} of its module")
+        return (
+            self._code(code),
+            known,
+            self.key((function.__defaults__, function.__kwdefaults__, cells, constants)),
+        )
 
     def _code(self, code: CodeType) -> Hashable:
         """What of a function's code runs, wherever it was written and whatever it is called."""
@@ -150,6 +149,12 @@ class Parts:
         return tuple(self._met[id(parameter)] for parameter in group["params"]), self.key(options)
 
 
+def names_in(code: CodeType) -> set[str]:
+    """Names that a function's code, and that of the functions in it, may look up in its module."""
+    inner = (names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
+
+
 def is_nested(function: Any) -> bool:
     """Whether there may be many functions of this code, each with other contents."""
     return isinstance(function, FunctionType) and (
@@ -168,7 +173,7 @@ def key_of(loss: Loss, optimizer: Optimizer) -> tuple[Hashable, list[Tensor]]:
         or optimizers._global_optimizer_post_hooks
     ):
         raise CannotTell("hooks of all modules or optimizers")
-    key = parts._function(loss), parts.optimizer(optimizer), settings()
+    key = parts._once(loss), parts.optimizer(optimizer), settings()
     if len({tensor.device for tensor in parts.tensors}) > 1:
         raise CannotTell("tensors of several devices: of those on the host, values are recorded")
     places = [tensor.untyped_storage().data_ptr() for tensor in parts.tensors if tensor.numel()]
@@ -218,8 +223,12 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if not is_nested(value):
         return copy.deepcopy(value, memo)
     if id(value) not in memo:
-        cells = tuple(CellType(_copied(cell.cell_contents, memo)) for cell in value.__closure__ or ())
-        defaults, named = copy.deepcopy((value.__defaults__, value.__kwdefaults__), memo)
-        own = FunctionType(value.__code__, value.__globals__, value.__name__, defaults, cells)
-        own.__kwdefaults__, memo[id(value)] = named, own
+        cells = tuple(CellType() for _ in value.__closure__ or ())
+        own = FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
+        memo[id(value)] = own  # before its contents, among which it may be
+        for cell, of in zip(cells, value.__closure__ or (), strict=True):
+            cell.cell_contents = _copied(of.cell_contents, memo)
+        defaults, named = value.__defaults__ or (), value.__kwdefaults__ or {}
+        own.__defaults__ = tuple(_copied(of, memo) for of in defaults) or None
+        own.__kwdefaults__ = {name: _copied(of, memo) for name, of in named.items()} or None
     return memo[id(value)]
