@@ -184,7 +184,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             for n in given.n:
                 found = WAYS[way](name, n, given)
                 one = one or found
-                row = {"model": name, "way": way, "n": n, "images_per_s": round(found)}
+                row = {"model": name, "way": way, "n": n, "images_per_s": round(found, 1)}
                 rows.append(row | {"ratio": round(found / one, 2)})
                 print(rows[-1], flush=True)
     on_gpu = given.device == "cuda"

@@ -19,6 +19,7 @@ from orchestrator.config import Grid
 from orchestrator.plan import Cell, Plan, Task, make_plan
 from orchestrator.store import Store, new_part, score_folder, score_rows
 from tests.conftest import grid_data
+from tests.known_answers.simulated_cell import rng_of
 from workers import designs
 from workers.designs import FORGET, OUT, RETAIN
 from workers.forget.random import Random
@@ -57,7 +58,7 @@ def code(task: Task, states: np.ndarray) -> np.ndarray:
 
 def member_signal(task: Task, states: np.ndarray) -> np.ndarray:
     """Random φ, larger by 2 where a model was trained on the sample, by 1 where a method forgot it."""
-    rng = designs.rng(task.id)
+    rng = rng_of(task)
     easy = designs.rng("easy").normal(size=POOL + TEST)
     gain = np.zeros(POOL + TEST)
     forgotten = {"base": 2.0, "unlearn": 1.0, "retrain": 0.0}[task.kind]
@@ -413,7 +414,7 @@ def test_population_rows_by_hand(store: Store) -> None:
 
 def test_a_model_that_treats_forgotten_and_unseen_alike_is_near_one(store: Store) -> None:
     def same(task: Task, states: np.ndarray) -> np.ndarray:
-        return designs.rng(task.id).normal(size=POOL + TEST).astype(np.float32)
+        return rng_of(task).normal(size=POOL + TEST).astype(np.float32)
 
     plan = plan_of(seeds=8)
     fill(store, [task for task in plan.tasks if task.columns()["track"] == "main"], same)

@@ -8,11 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attacks import attack_p, epsilon_bounds, klom, metrics, neurips_score, population_svm, rmia
-from attacks.scores import confidence_from_phi
+from attacks import (
+    attack_p,
+    epsilon_bounds,
+    klom,
+    metrics,
+    neurips_score,
+    population_matched,
+    population_svm,
+    rmia,
+)
+from attacks.scores import confidence_from_phi, loss_from_phi
 from orchestrator import audit, report_attacks
 from orchestrator.plan import Plan, Task
 from orchestrator.store import Store, new_part
+from tests.known_answers.simulated_cell import rng_of
 from tests.test_audit import (
     LABELS,
     PAIRS,
@@ -27,7 +37,6 @@ from tests.test_audit import (
     states_of,
     written,
 )
-from workers import designs
 from workers.designs import FORGET, RETAIN
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -66,18 +75,27 @@ def test_rmia_of_the_base_row_is_rmia_of_the_bases(store: Store) -> None:
     assert row["n_positive"] == row["n_negative"] == PAIRS * len(used)
 
 
-def test_rmia_looks_up_the_population_of_the_model_behind_an_entry(store: Store) -> None:
-    """Every model has a level of its own, far above the signal: only its own population takes it away."""
+def test_rmia_looks_up_the_population_of_the_model_behind_an_entry(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every φ tells its model and its sample: an entry and the row of its population are of one model."""
+    attack, seen = rmia.worlds_leave_pair_out, []
 
-    def levelled(task: Task, states: np.ndarray) -> np.ndarray:
-        return member_signal(task, states) + np.float32(8 * designs.rng("level", task.id).normal())
+    def spy(*given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(given)
+        return attack(*given)
 
-    plan = plan_of(audit={"pairs": 8})
-    audited(store, plan, levelled)
-    for comparison in ("forgotten_vs_never", "forgotten_vs_retrained"):
-        (row,) = written(store, attack="rmia", method="finetune", comparison=comparison)
-        (blind,) = written(store, method="finetune", comparison=comparison)
-        assert row["auc"] > blind["loss_auc"] + 0.04, "a wrong model's population would leave nothing"
+    monkeypatch.setattr(rmia, "worlds_leave_pair_out", spy)
+    audited(store, plan_of(), code)
+    assert len(seen) == 6  # of bases, retrains and the method, against never-in and against retrained
+    for high, low, *models, population, pair in seen:
+        numbers = population[:, 0] - POOL  # what code() gives the first sample of the model
+        assert len(set(zip(numbers, pair, strict=True))) == len(set(numbers))
+        for phi, model in zip((high, low), models, strict=True):
+            there = ~np.isnan(phi)
+            assert there.sum() > 3 * PAIRS and np.array_equal(
+                (phi // 200 * 200)[there], numbers[model][there]
+            )
 
 
 def test_attack_p_is_calibrated_on_the_very_model(store: Store) -> None:
@@ -131,7 +149,7 @@ def test_two_models_tell_what_one_does_not(store: Store) -> None:
         base = plan.by_id[parent[task.id]]
         phi = member_signal(base, states_of(base)).astype(np.float64)
         phi[:POOL] -= np.where(states == FORGET, 2.0, 0.0)
-        return (phi + 0.1 * designs.rng("own", task.id).normal(size=len(phi))).astype(np.float32)
+        return (phi + 0.1 * rng_of(task, "own").normal(size=len(phi))).astype(np.float32)
 
     audited(store, plan, lowered)
     (one,) = written(store, method="finetune", comparison="forgotten_vs_never")
@@ -175,7 +193,7 @@ def test_a_population_that_is_lost_takes_its_model_only(store: Store) -> None:
 
 def far_apart(task: Task, states: np.ndarray) -> np.ndarray:
     """A method that forgets nothing, of bases that everybody recognises."""
-    noise = designs.rng(task.id).normal(size=POOL + TEST)
+    noise = rng_of(task).normal(size=POOL + TEST)
     noise[:POOL] += np.where((states == RETAIN) | ((states == FORGET) & (task.kind != "retrain")), 50.0, 0.0)
     return noise.astype(np.float32)
 
@@ -229,7 +247,9 @@ def test_population_attacks_stand_beside_retraining(store: Store) -> None:
     sure = [confidence_from_phi(side) for side in (retain, test, forget)]
     assert svm["nonmember_share"] == population_svm.population_svm(*sure)
     (matched,) = written(store, attack="population_matched", **facts)
-    assert 0.4 < matched["accuracy"] < 0.9
+    labels, lost = np.array([*LABELS, *(np.arange(TEST) % 4)]), loss_from_phi(phi)
+    sides = (lost[:POOL][states == FORGET], LABELS[states == FORGET], lost[POOL:], labels[POOL:])
+    assert matched["accuracy"] == population_matched.population_matched(*sides)
     own = [r for r in store.read_table("audits").to_pylist() if r["method"] == "finetune"]
     retrain = [r for r in store.read_table("audits").to_pylist() if r["kind"] == "retrain"]
     apart = report_attacks.against_retrain(own, retrain)
@@ -294,9 +314,7 @@ def test_stored_entropies_are_attacked_class_by_class(store: Store, tmp_path: Pa
         known = np.zeros(POOL + TEST)
         known[:POOL] = np.where(states_of(task) == RETAIN, 1.0, 0.0) if task.kind == "base" else 0.0
         return {
-            "entropy": (20 + scale - known + 0.3 * designs.rng(task.id).normal(size=len(known))).astype(
-                np.float16
-            )
+            "entropy": (20 + scale - known + 0.3 * rng_of(task).normal(size=len(known))).astype(np.float16)
         }
 
     fill(store, plan.tasks, member_signal, columns=lower)

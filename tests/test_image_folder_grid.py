@@ -164,9 +164,9 @@ def test_ids_and_names_of_today_stay() -> None:
     plan = planned()
     assert plan.cells[0].dataset == "flowers-25c06c31"
     assert [task.id for task in plan.tasks] == [
-        "e57e3f87ffa096a3753c",
-        "8c817c74c84a0a192518",
-        "3f8813a7623e34046944",
+        "f22cfd863d8df434168a",
+        "e029ccf3708e80346653",
+        "5c33aabe74e44e0c311c",
     ]
     assert {task.columns()["dataset"] for task in plan.tasks} == {plan.cells[0].dataset}
 

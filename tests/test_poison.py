@@ -27,6 +27,7 @@ from orchestrator.store import Store
 from tests.conftest import grid_data
 from workers.data import Arrays, DeviceDataset, UnlearnData, View
 from workers.datasets.digits import Digits
+from workers.engine import placed
 from workers.evaluate import evaluate
 from workers.poison import Poisoned, draw, remembered
 from workers.run_task import build, generator, index_hash, seeded, unlearn, weights_hash
@@ -417,7 +418,7 @@ def test_a_worker_trains_and_unlearns_on_poisoned_data_and_evaluates_on_clean() 
     weights = worker.run({"id": task.base, "spec": spec}).row["weights_sha256"]
     design = Design(digits(), task.spec)
     with seeded(spec["seeds"]["init"], CPU):
-        model = build(spec, digits())
+        model = placed(build(spec, digits()), CPU)
         order = generator(spec["seeds"]["order"], CPU)
         train(model, View(design.seen, design.members, order, augment=True), Recipe(**spec["training"]))
     assert weights_hash(model, None) == weights

@@ -13,6 +13,7 @@ from methods.base import plugin
 from orchestrator.catalogue import ROOT, plugins
 from workers.architectures import architecture
 from workers.data import Arrays
+from workers.engine import placed
 from workers.run_task import Base, pack_base, unpack_base, weights_hash
 
 DATASETS = {name: plugin("workers.datasets", name) for name in plugins("datasets")}
@@ -162,10 +163,11 @@ def test_architecture_draws_its_weights_from_the_global_seed(name: str) -> None:
 def test_weights_survive_being_saved(name: str, channels: int) -> None:
     """Another model given the saved weights gives the same logits, bit for bit."""
     model, other = built(name, 7, channels, 32), built(name, 7, channels, 32, seed=1)
+    device = torch.device("cpu")
     images = torch.randn(3, channels, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        model(images)  # statistics of BatchNorm move
+        placed(model, device)(images)  # statistics of BatchNorm move
         base = Base(model, "members", weights_hash(model, None), 1.5)
-        again = unpack_base(pack_base(base), other, torch.device("cpu"))
+        again = unpack_base(pack_base(base), other, device)
         assert again.weights_sha256 == base.weights_sha256
         assert torch.equal(again.model(images), model.eval()(images))

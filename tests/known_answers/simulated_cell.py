@@ -35,6 +35,15 @@ def states_of(task: Task, labels: np.ndarray) -> np.ndarray:
     return designs.build("digits", labels, task.spec["members"], recipe, "key", forget.get("draw"))
 
 
+def rng_of(task: Task, *keys: str, **changes: object) -> np.random.Generator:
+    """Draws of one model, or of the one that differs from it in some columns: by its place in the grid, so
+    that they stay what they are when a version, and with it every id, changes.
+    """
+    facts = task.columns() | changes
+    names = ("kind", "track", "forget", "method", "training", "seed", "forget_index")
+    return designs.rng(*keys, *(str(facts[name]) for name in names))
+
+
 def fill(store: Store, plan: Plan, labels: np.ndarray, phi: Callable[[Task, np.ndarray], np.ndarray]) -> None:
     """Put every task of the audit track into a store, with φ (pool,) = phi(task, states)."""
     part, rows, made = new_part(), [], {}
