@@ -9,8 +9,8 @@ learning rate is a tensor. Recording follows PyTorch's notes on whole-network ca
 
 So a recording is made of a private copy of model, loss and optimizer, and each fit whose step is the same
 computation (workers/step_key.py) borrows it: values are copied in, the model's tensors are those of the
-recording until the fit ends, and then values are copied back. Where it cannot be told whether a step is the
-same, it is recorded for its fit alone.
+recording until the fit ends, and then values are copied back. A step with hooks of its optimizer is recorded
+for its fit alone; one of which it cannot be told what it computes is taken operator by operator.
 
 Random numbers of a recorded step are those of torch's own generator at the time of its replay: a replay sets
 seed and offset of the graph to the generator's (CUDAGeneratorState::replay_prologue), so seeds have effect.
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import ENGINE, Batch, Engine, Loss, Step, plain_step
-from workers.step_key import FRESH, CannotTell, key_of, private
+from workers.step_key import FRESH, CannotTell, OfOneFit, key_of, private
 
 WARM_UP = 3  # real steps before a recording: libraries set up and optimizers make their state in them
 SHAPES = 8  # of batches for which a step is recorded: full ones, ragged ones, those of several methods
@@ -231,17 +231,22 @@ class Graphs:
     def __init__(self, held: int = HELD) -> None:
         self.held = held
         self.free: list[Recording] = []  # the one returned last is the last
+        self.given_up = False
 
     @contextmanager
     def __call__(self, optimizer: torch.optim.Optimizer, loss: Loss) -> Iterator[Step]:
         """What takes the steps of a fit."""
+        if self.given_up:
+            yield plain_step(optimizer, loss)
+            return
         try:
             key, tensors = key_of(loss, optimizer)
             recording = self._taken(key) or Recording(key, loss, optimizer)
-        except CannotTell:
-            recording = None
-        if recording is None:
+        except OfOneFit:
             yield Stepper(optimizer, plain_step(optimizer, loss))
+            return
+        except CannotTell:
+            yield plain_step(optimizer, loss)
             return
         try:
             with recording.lent(loss, optimizer, tensors) as step:
@@ -271,10 +276,12 @@ class Graphs:
                 torch.cuda.empty_cache()
 
     def give_up(self) -> bool:
-        """Drop all recordings and keep none from now on, if there are any: whether that made room."""
-        if not self.free:
+        """Drop all recordings and record no more: steps then need no memory but their own. False if that was
+        so already.
+        """
+        if self.given_up:
             return False
-        self.held = 0
+        self.given_up = True
         gc.collect()
         self._keep(0)
         return True

@@ -5,10 +5,12 @@ decides what it computes: the code of the loss, and what its closure holds; of e
 pass and every attribute, tensors by shape, strides and type and which of them are the same one; optimizer,
 options and groups; precision and torch's settings. Two architectures differ in their key wherever a Python
 attribute does, so none needs a name or a version. Of what is not known here nothing is guessed: hooks, views,
-objects of other kinds in a closure or a module raise CannotTell, and such a step is recorded for one fit.
+objects of other kinds in a closure or a module raise CannotTell, and such a step is not recorded. Hooks of
+the optimizer, which a method adds to keep to its update rule, are recorded for one fit: OfOneFit.
 
 Not seen are global variables that functions read which a loss or a forward pass calls, and attributes of
-classes: they are taken to be constant.
+classes: they are taken to be constant. Nor are random numbers of other generators than torch's own, of which
+a pure step draws none.
 """
 
 from __future__ import annotations
@@ -45,6 +47,10 @@ HOOKS = {name for name in vars(nn.Module()) if "hook" in name}
 
 class CannotTell(Exception):
     """Something takes part in a step of which it is not known how to compare it."""
+
+
+class OfOneFit(CannotTell):
+    """A step that can be recorded, but not lent: what hooks of its optimizer hold is known to its fit."""
 
 
 class Parts:
@@ -133,11 +139,8 @@ class Parts:
 
     def optimizer(self, optimizer: Optimizer) -> Hashable:
         """The key of an optimizer whose parameters are all met already."""
-        hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-        if type(optimizer) not in FRESH or hooks or "step" in vars(optimizer):
-            raise CannotTell(
-                f"{type(optimizer).__qualname__} with hooks, or another optimizer than SGD, Adam"
-            )
+        if type(optimizer) not in FRESH or "step" in vars(optimizer):
+            raise CannotTell(f"{type(optimizer).__qualname__}, another optimizer than torch's SGD and Adam")
         return type(optimizer), tuple(self._group(group) for group in optimizer.param_groups)
 
     def _group(self, group: dict[str, Any]) -> Hashable:
@@ -163,7 +166,9 @@ def is_nested(function: Any) -> bool:
 
 
 def key_of(loss: Loss, optimizer: Optimizer) -> tuple[Hashable, list[Tensor]]:
-    """What a step computes, for comparing, and the tensors it reads and writes; CannotTell, with a reason."""
+    """What a step computes, for comparing, and the tensors it reads and writes. CannotTell, with a reason, or
+    OfOneFit for hooks of the optimizer if nothing else stands in the way.
+    """
     parts = Parts()
     if not isinstance(loss, FunctionType):
         raise CannotTell(f"a loss that is no function but {type(loss).__qualname__}")
@@ -179,6 +184,8 @@ def key_of(loss: Loss, optimizer: Optimizer) -> tuple[Hashable, list[Tensor]]:
     places = [tensor.untyped_storage().data_ptr() for tensor in parts.tensors if tensor.numel()]
     if len(set(places)) < len(places):
         raise CannotTell("tensors that share their memory")
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise OfOneFit
     return key, parts.tensors
 
 

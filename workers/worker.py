@@ -64,7 +64,7 @@ class Worker:
         self._offered = None if weights is None else (task["spec"]["base"], weights, task["spec"])
         with engines.chosen(self._engine):
             outcome = run_task(task, self)
-            # Recorded steps hold memory that the task may need: without them it is tried once more.
+            # Recorded steps need memory of their own: without them the task is tried once more.
             if outcome.status == "oom" and self._engine is not None and self._engine.give_up():
                 outcome = run_task(task, self)
         outcome.row |= self.facts(task["spec"]["architecture"]["name"])
