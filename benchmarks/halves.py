@@ -18,6 +18,7 @@ from typing import Any
 
 from orchestrator.config import Grid, load
 from orchestrator.cost import Works, added, loads, timed_paces
+from orchestrator.errors import UserError
 from orchestrator.overview import ledger
 from orchestrator.store import Store
 from orchestrator.tuned_plan import plan_of
@@ -55,4 +56,7 @@ if __name__ == "__main__":
     parser.add_argument("grid")
     parser.add_argument("--results", default="results")
     given = parser.parse_args()
-    print(json.dumps(compare(load(given.grid), given.results)))
+    try:
+        print(json.dumps(compare(load(given.grid), given.results)))
+    except UserError as error:
+        parser.error(str(error))

@@ -82,5 +82,7 @@ if __name__ == "__main__":
     parser.add_argument("net", choices=CASES)
     parser.add_argument("images", type=int)
     given = parser.parse_args()
+    if given.images < 1:
+        parser.error(f"IMAGES: {given.images} is too few, at least 1.")
     torch.set_num_threads(1)
     print(json.dumps(measure(given.method, given.net, given.images)))

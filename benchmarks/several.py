@@ -211,6 +211,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.n[0] != 1:
         parser.error("--n: 1 comes first, all others are compared with it")
+    if min(*given.n, given.batch_size) < 1 or not given.seconds > 0:
+        parser.error("--n, --batch-size and --seconds: must be more than 0")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device cuda: torch {torch.__version__} sees no card. Here: cpu.")
     torch.set_num_threads(1)
     print(json.dumps(measure(given)))
 

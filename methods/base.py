@@ -164,7 +164,8 @@ def fit(
     waits for the device once per epoch, to raise Diverged when some loss was not finite. pure: the loss is of
     its batch and of tensors that it holds and that are changed in place only. Nothing else changes between
     steps, no counter, mode of a module or option of the optimizer, nor does it draw from `data.rng`; hooks of
-    the optimizer are operators on such tensors. Such steps can be recorded (ENGINE) and leave no gradients.
+    the optimizer are operators on such tensors. Such steps can be recorded (ENGINE) and leave no gradients;
+    while they are taken, tensors have other memory, of which an earlier `detach()` or `.data` knows nothing.
     """
     initial = [group["lr"] for group in optimizer.param_groups]
 

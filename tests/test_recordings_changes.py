@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Batch, fit, sgd
+from methods.base import Batch, Diverged, Method, divergence, fit, frozen_copy, sgd
 from tests.test_recordings import batches, bits, net, train
 from workers.engine import Graphs, chosen
+from workers.pruning import Pruned
 
 
 class Counting(nn.Module):
@@ -39,6 +41,22 @@ def test_a_net_that_counts_ends_in_an_error_and_not_in_a_wrong_result() -> None:
     model = net(0)
     with chosen(graphs), pytest.raises(RuntimeError, match="Use the engine eager"):
         train(model, sgd(model, 0.1), lambda: (model.eval(), batches(0))[1])
+
+
+@pytest.mark.parametrize("result", [Diverged, Pruned])
+def test_a_net_that_counts_ends_in_an_error_where_its_fit_ends_early(result: type[Exception]) -> None:
+    graphs, model = Graphs(), Counting()
+
+    def given() -> list[Batch]:
+        if turns:
+            raise result
+        turns.append(1)
+        return [(torch.ones(4, 3), torch.zeros(4, dtype=torch.long))] * 5
+
+    turns: list[int] = []
+    with chosen(graphs), pytest.raises(RuntimeError, match="Use the engine eager"):
+        train(model, sgd(model, 0.1), given)
+    assert turns and not graphs.free
 
 
 class Centred(nn.Module):
@@ -125,3 +143,27 @@ def test_a_function_that_calls_itself_is_lent_like_others() -> None:
             fit(sgd(model, 0.1), lambda: batches(0), loss, epochs=1, pure=True)
         found.append(bits(model))
     assert found[0] == found[1] == found[2] and len(graphs.free) == 1
+
+
+@dataclass(frozen=True)
+class Remembering(Method):
+    """A method that sets, besides its fields, the teacher that its loss reads."""
+
+    def unlearn(self, model: nn.Module, data: Any) -> nn.Module:
+        object.__setattr__(self, "teacher", frozen_copy(model))
+
+        def loss(x: Tensor, _: Tensor) -> Tensor:
+            return divergence(self.teacher(x), model(x))  # type: ignore[attr-defined]
+
+        fit(sgd(model, 0.1), lambda: data, loss, epochs=1, pure=True)
+        return model
+
+
+def test_what_a_method_sets_besides_its_fields_is_that_of_each_fit() -> None:
+    graphs, found = Graphs(), []
+    for engine in (graphs, "eager"):
+        for seed in (0, 1):
+            with chosen(engine), torch.random.fork_rng([]):
+                torch.manual_seed(7)
+                found.append(bits(Remembering().unlearn(net(seed), batches(0))))
+    assert found[:2] == found[2:] and found[0] != found[1] and len(graphs.free) == 1

@@ -57,3 +57,19 @@ def test_rates_are_of_all_models_together(engine: str, monkeypatch: pytest.Monke
 @pytest.mark.long
 def test_processes_train_side_by_side() -> None:
     assert several.processes("mlp", 2, given(seconds=0.5)) > 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--n", "1 0"), ("--batch-size", "0"), ("--seconds", "-1"), ("--device", "cuda"), ("--n", "2")],
+)
+def test_bad_input_ends_in_one_line(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(several, "measure", lambda _: pytest.fail("it began"))
+    monkeypatch.setattr("sys.argv", ["several", option, *value.split()])
+    with pytest.raises(SystemExit, match="2"):
+        several.main()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: --" in last and option in last

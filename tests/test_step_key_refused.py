@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -100,6 +101,7 @@ REFUSED: dict[str, Callable[[], Made]] = {
     "parameter the loss does not hold": lambda: plain(optimizer=lambda m: sgd(Net(), 0.1)),
     "view": lambda: plain(of_a_view()),
     "tensors in the same memory": lambda: plain(overlapping()),
+    "numbers repeated in memory": lambda: plain(weights=copy.deepcopy(torch.ones(1).expand(3))),
     "tensor of inference mode": lambda: plain(inferred()),
     "result of an operator": lambda: plain(weights=torch.ones(3, requires_grad=True) * 2),
     "tensor of another device": lambda: plain(weights=torch.ones(3, device="meta")),

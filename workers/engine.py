@@ -165,16 +165,23 @@ class Recording:
         places = [tensor.data for tensor in tensors]
         try:
             self._load(optimizer, tensors)
-            yield lambda batch: self._step(optimizer, batch)
-            if not (self._is_step(self.loss, self.optimizer) and self._is_step(loss, optimizer)):
-                self.key = None  # of no use to others
-                raise RuntimeError(
-                    "engine graphs: an attribute of the net or an option of the optimizer changed between the"
-                    " steps of a fit, or a tensor was replaced instead of changed in place, which a recorded"
-                    " step does not see. Use the engine eager"
-                )
+            try:
+                yield lambda batch: self._step(optimizer, batch)
+            except Exception:  # Diverged and the end of a trial are results, which must not be wrong either
+                self._require_same(loss, optimizer)
+                raise
+            self._require_same(loss, optimizer)
         finally:
             self._unload(optimizer, tensors, places)
+
+    def _require_same(self, loss: Loss, optimizer: torch.optim.Optimizer) -> None:
+        if not (self._is_step(self.loss, self.optimizer) and self._is_step(loss, optimizer)):
+            self.key = None  # of no use to others
+            raise RuntimeError(
+                "engine graphs: an attribute of the net or an option of the optimizer changed between the"
+                " steps of a fit, or a tensor was replaced instead of changed in place, which a recorded"
+                " step does not see. Use the engine eager"
+            )
 
     def _is_step(self, loss: Loss, optimizer: torch.optim.Optimizer) -> bool:
         """Whether this is the recorded computation, on the memory it was recorded with."""

@@ -72,7 +72,8 @@ class Parts:
         if isinstance(value, functools.partial):
             return functools.partial, self.key((value.func, value.args, value.keywords))
         if isinstance(value, Method):
-            return type(value), self.key(dataclasses.astuple(value))
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            return type(value), self.key(fields | vars(value))  # and what was set besides
         if isinstance(value, Tensor | nn.Module) or is_nested(value):
             return self._once(value)
         if isinstance(value, NAMED):
@@ -90,7 +91,9 @@ class Parts:
     def _tensor(self, tensor: Tensor) -> Hashable:
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
         hooks = tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
-        if not plain or hooks or tensor._is_view() or tensor.is_inference() or not tensor.is_leaf:
+        repeated = any(step == 0 and n > 1 for step, n in zip(tensor.stride(), tensor.shape, strict=True))
+        foreign = tensor._is_view() or tensor.is_inference() or not tensor.is_leaf
+        if not plain or hooks or repeated or foreign:
             raise CannotTell("a tensor that is not one of its own: with hooks, a view, or of a special kind")
         self.tensors.append(tensor)
         kind = tensor.dtype, tensor.device, tensor.requires_grad
