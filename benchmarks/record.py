@@ -56,13 +56,23 @@ def versions() -> dict[str, str]:
 def main(name: str, *command: str) -> None:
     facts = provenance(list(command))
     words = [sys.executable if word == "python" else word for word in command]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    line = done.stdout.rstrip().splitlines()[-1]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"record {name}: {shlex.join(command)} ended with {done.returncode}. Nothing is kept.")
+    line = (done.stdout.rstrip().splitlines() or [""])[-1]
+    try:
+        found = json.loads(line)
+    except ValueError:
+        sys.exit(
+            f"record {name}: the last line printed is no JSON (--json?): {line[:80]!r}. Nothing is kept."
+        )
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(facts | {"found": json.loads(line)}, indent=2, ensure_ascii=False)
+    text = json.dumps(facts | {"found": found}, indent=2, ensure_ascii=False)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(line)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("usage: python -m benchmarks.record NAME COMMAND…")
     main(*sys.argv[1:])

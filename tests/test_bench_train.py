@@ -379,3 +379,15 @@ def test_torch_torchvision_and_numpy_will_do_for_the_loops() -> None:
 def test_a_record_names_the_versions_of_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "PACKAGES", ("numpy", "no-such-package"))
     assert record.provenance(["true"])["versions"].keys() == {"python", "numpy"}
+
+
+@pytest.mark.parametrize(("command", "told"), [("false", "ended with 1"), ("echo hi", "'hi'")])
+def test_a_record_is_kept_of_a_command_that_ends_well_with_json(
+    command: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit, match=f"^record some: .*{told}.* Nothing is kept"):
+        record.main("some", *command.split())
+    assert not list(tmp_path.iterdir())
+    record.main("some", "echo", "[7]")
+    assert json.loads((tmp_path / "some.json").read_text())["found"] == [7]
