@@ -59,6 +59,15 @@ def test_a_net_that_counts_ends_in_an_error_where_its_fit_ends_early(result: typ
     assert turns and not graphs.free
 
 
+def test_a_net_that_counts_ends_in_an_error_where_it_is_recorded_for_one_fit() -> None:
+    model = Counting()
+    optimizer = sgd(model, 0.1)
+    optimizer.register_step_pre_hook(lambda *_: None)
+    given = [(torch.ones(4, 3), torch.zeros(4, dtype=torch.long))] * 5
+    with chosen(Graphs()), pytest.raises(RuntimeError, match="Use the engine eager"):
+        train(model, optimizer, lambda: given)
+
+
 class Centred(nn.Module):
     """Its forward pass replaces a buffer, whose values are then those of no memory that was recorded."""
 

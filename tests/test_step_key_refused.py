@@ -93,8 +93,6 @@ REFUSED: dict[str, Callable[[], Made]] = {
     "backward pre-hook": lambda: plain(hooked("full_backward_pre_hook")),
     "hook of a gradient": lambda: plain(watched_weight("register_hook")),
     "hook after a gradient": lambda: plain(watched_weight("register_post_accumulate_grad_hook")),
-    "hook before steps": lambda: plain(optimizer=with_hook("pre")),
-    "hook after steps": lambda: plain(optimizer=with_hook("post")),
     "step that is replaced": lambda: plain(optimizer=scheduled),
     "another optimizer": lambda: plain(optimizer=lambda m: torch.optim.RMSprop(m.parameters())),
     "dampening": lambda: with_options(SGD, momentum=0.9, dampening=0.1),
@@ -107,6 +105,17 @@ REFUSED: dict[str, Callable[[], Made]] = {
     "tensor of another device": lambda: plain(weights=torch.ones(3, device="meta")),
     "sparse tensor": lambda: plain(weights=torch.ones(3).to_sparse()),
 }
+
+
+HOOKED: dict[str, Callable[[], Made]] = {
+    "hook before steps": lambda: plain(optimizer=with_hook("pre")),
+    "hook after steps": lambda: plain(optimizer=with_hook("post")),
+}
+
+
+@pytest.mark.parametrize("name", HOOKED)
+def test_that_an_optimizer_has_hooks_is_in_its_key(name: str) -> None:
+    assert key_of(*HOOKED[name]())[0] != key_of(*plain())[0]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -143,7 +152,7 @@ def test_a_loss_whose_tensors_cannot_be_copied_apart_is_not_lent() -> None:
 @pytest.mark.parametrize(
     ("name", "recorded"),
     [
-        *[("hook before steps", 2), ("hook after steps", 2)],
+        *[(name, 2) for name in HOOKED],
         *[(name, 0) for name in ("forward hook", "dampening", "view", "another optimizer")],
     ],
 )
@@ -155,6 +164,6 @@ def test_steps_with_hooks_of_the_optimizer_are_recorded_for_one_fit_and_unknown_
     graphs, given = Graphs(), [(torch.randn(5, 12), torch.tensor([0, 1, 2, 0, 1]))] * 5
     with chosen(graphs):
         for _ in range(2):
-            loss, optimizer = REFUSED[name]()
+            loss, optimizer = (HOOKED | REFUSED)[name]()
             fit(optimizer, lambda: given, loss, epochs=1, pure=True)
     assert not graphs.free and sizes == [5] * recorded

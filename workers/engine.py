@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import ENGINE, Batch, Engine, Loss, Step, plain_step
-from workers.step_key import FRESH, CannotTell, OfOneFit, key_of, private
+from workers.step_key import FRESH, CannotTell, has_hooks, key_of, private
 
 WARM_UP = 3  # real steps before a recording: libraries set up and optimizers make their state in them
 SHAPES = 8  # of batches for which a step is recorded: full ones, ragged ones, those of several methods
@@ -140,6 +140,42 @@ class Stepper:
                 self.filled[i] = group["lr"]
 
 
+class StepChanged(RuntimeError):
+    """A step is not the one that was recorded any more."""
+
+
+def places_of(tensors: list[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+@contextmanager
+def unchanged(key: Hashable, places: list[int], *steps: tuple[Loss, torch.optim.Optimizer]) -> Iterator[None]:
+    """StepChanged if by the end one of the steps has not this key, or not its tensors in these places."""
+
+    def check() -> None:
+        if not all(_is_step(key, places, *step) for step in steps):
+            raise StepChanged(
+                "engine graphs: an attribute of the net or an option of the optimizer changed between the"
+                " steps of a fit, or a tensor was replaced instead of changed in place, which a recorded"
+                " step does not see. Use the engine eager"
+            )
+
+    try:
+        yield
+    except Exception:  # Diverged and the end of a trial are results, which must not be wrong either
+        check()
+        raise
+    check()
+
+
+def _is_step(key: Hashable, places: list[int], loss: Loss, optimizer: torch.optim.Optimizer) -> bool:
+    try:
+        own, tensors = key_of(loss, optimizer)
+    except CannotTell:
+        return False
+    return own == key and places_of(tensors) == places
+
+
 # ---- recordings that one fit after the other borrows -----------------------------------------------------
 
 
@@ -152,7 +188,7 @@ class Recording:
         self.key = key
         self.loss, self.optimizer = private(loss, optimizer)
         self.tensors = key_of(self.loss, self.optimizer)[1]
-        self.places = [tensor.data_ptr() for tensor in self.tensors]
+        self.places = places_of(self.tensors)
         flag = torch.ones((), dtype=torch.bool, device=self.tensors[0].device)
         self.optimizer.__dict__["all_finite"] = flag
         self.stepper = Stepper(self.optimizer, plain_step(self.optimizer, self.loss))
@@ -165,31 +201,13 @@ class Recording:
         places = [tensor.data for tensor in tensors]
         try:
             self._load(optimizer, tensors)
-            try:
+            with unchanged(self.key, self.places, (self.loss, self.optimizer), (loss, optimizer)):
                 yield lambda batch: self._step(optimizer, batch)
-            except Exception:  # Diverged and the end of a trial are results, which must not be wrong either
-                self._require_same(loss, optimizer)
-                raise
-            self._require_same(loss, optimizer)
+        except StepChanged:
+            self.key = None  # of no use to others
+            raise
         finally:
             self._unload(optimizer, tensors, places)
-
-    def _require_same(self, loss: Loss, optimizer: torch.optim.Optimizer) -> None:
-        if not (self._is_step(self.loss, self.optimizer) and self._is_step(loss, optimizer)):
-            self.key = None  # of no use to others
-            raise RuntimeError(
-                "engine graphs: an attribute of the net or an option of the optimizer changed between the"
-                " steps of a fit, or a tensor was replaced instead of changed in place, which a recorded"
-                " step does not see. Use the engine eager"
-            )
-
-    def _is_step(self, loss: Loss, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether this is the recorded computation, on the memory it was recorded with."""
-        try:
-            key, tensors = key_of(loss, optimizer)
-        except CannotTell:
-            return False
-        return key == self.key and [tensor.data_ptr() for tensor in tensors] == self.places
 
     def _step(self, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
         for group, other in zip(self.optimizer.param_groups, optimizer.param_groups, strict=True):
@@ -248,12 +266,13 @@ class Graphs:
             return
         try:
             key, tensors = key_of(loss, optimizer)
-            recording = self._taken(key) or Recording(key, loss, optimizer)
-        except OfOneFit:
-            yield Stepper(optimizer, plain_step(optimizer, loss))
-            return
+            recording = None if has_hooks(optimizer) else self._taken(key) or Recording(key, loss, optimizer)
         except CannotTell:
             yield plain_step(optimizer, loss)
+            return
+        if recording is None:
+            with unchanged(key, places_of(tensors), (loss, optimizer)):
+                yield Stepper(optimizer, plain_step(optimizer, loss))
             return
         try:
             with recording.lent(loss, optimizer, tensors) as step:

@@ -6,7 +6,8 @@ pass and every attribute, tensors by shape, strides and type and which of them a
 options and groups; precision and torch's settings. Two architectures differ in their key wherever a Python
 attribute does, so none needs a name or a version. Of what is not known here nothing is guessed: hooks, views,
 objects of other kinds in a closure or a module raise CannotTell, and such a step is not recorded. Hooks of
-the optimizer, which a method adds to keep to its update rule, are recorded for one fit: OfOneFit.
+the optimizer, which a method adds to keep to its update rule, are not looked into: that there are some is in
+the key, and `has_hooks` says whether it is of one fit only.
 
 Not seen are global variables that functions read which a loss or a forward pass calls, and attributes of
 classes: they are taken to be constant. Nor are random numbers of other generators than torch's own, of which
@@ -47,10 +48,6 @@ HOOKS = {name for name in vars(nn.Module()) if "hook" in name}
 
 class CannotTell(Exception):
     """Something takes part in a step of which it is not known how to compare it."""
-
-
-class OfOneFit(CannotTell):
-    """A step that can be recorded, but not lent: what hooks of its optimizer hold is known to its fit."""
 
 
 class Parts:
@@ -144,7 +141,8 @@ class Parts:
         """The key of an optimizer whose parameters are all met already."""
         if type(optimizer) not in FRESH or "step" in vars(optimizer):
             raise CannotTell(f"{type(optimizer).__qualname__}, another optimizer than torch's SGD and Adam")
-        return type(optimizer), tuple(self._group(group) for group in optimizer.param_groups)
+        groups = tuple(self._group(group) for group in optimizer.param_groups)
+        return type(optimizer), has_hooks(optimizer), groups
 
     def _group(self, group: dict[str, Any]) -> Hashable:
         if group.get("momentum") and group["dampening"]:
@@ -168,10 +166,13 @@ def is_nested(function: Any) -> bool:
     )
 
 
+def has_hooks(optimizer: Optimizer) -> bool:
+    """Whether a step has hooks of its optimizer, which may hold anything of their fit."""
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
 def key_of(loss: Loss, optimizer: Optimizer) -> tuple[Hashable, list[Tensor]]:
-    """What a step computes, for comparing, and the tensors it reads and writes. CannotTell, with a reason, or
-    OfOneFit for hooks of the optimizer if nothing else stands in the way.
-    """
+    """What a step computes, for comparing, and the tensors it reads and writes; CannotTell, with a reason."""
     parts = Parts()
     if not isinstance(loss, FunctionType):
         raise CannotTell(f"a loss that is no function but {type(loss).__qualname__}")
@@ -187,8 +188,6 @@ def key_of(loss: Loss, optimizer: Optimizer) -> tuple[Hashable, list[Tensor]]:
     places = [tensor.untyped_storage().data_ptr() for tensor in parts.tensors if tensor.numel()]
     if len(set(places)) < len(places):
         raise CannotTell("tensors that share their memory")
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        raise OfOneFit
     return key, parts.tensors
 
 
